@@ -1,0 +1,309 @@
+"""Dims and axes, unified as a type checker unifies types.
+
+A *dim* is an undividable dimension, named by an integer. An *axis* is a tuple of factors (their
+ordered product, row-major); a factor is a dim or a :class:`Cat` of axes laid end to end. The empty
+tuple is the axis of size one. A dim starts fresh and may later turn out to be another dim, a product
+or a concatenation: then it is *bound*, as a type variable is, and :meth:`Store.resolve` replaces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from math import prod
+
+
+@dataclass(frozen=True)
+class Cat:
+    """Axes laid end to end: ``Cat((q, k, v))`` is a fused projection's axis."""
+
+    parts: tuple[Axis, ...]
+
+
+Factor = int | Cat
+Axis = tuple[Factor, ...]
+UNIT: Axis = ()
+
+
+class AxisConflict(Exception):
+    """Two axes cannot be the same, or one cannot be divided so; ``dims`` are those involved."""
+
+    def __init__(self, message: str, dims: Iterable[int]):
+        super().__init__(message)
+        self.dims = tuple(dims)
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Why a dim may not grow: the reason in words, its code, and the place in the model."""
+
+    code: str
+    reason: str
+    node: str = ""
+
+
+@dataclass
+class Store:
+    """The union-find of dims, with sizes, structure, pins and the record of what tied what.
+
+    This is the one mutable value of the inference; it is closed when the inference ends.
+    """
+
+    sizes: list[int] = field(default_factory=list)
+    parent: list[int] = field(default_factory=list)
+    bound: dict[int, Axis] = field(default_factory=dict)
+    pins: dict[int, dict[Pin, None]] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+    ties: list[tuple[int, int, str]] = field(default_factory=list)
+    here: str = ""  # the graph node under inference: ties and pins are recorded against it
+
+    # ── dims ────────────────────────────────────────────────────────────────────────────
+
+    def fresh(self, size: int, label: str = "") -> Axis:
+        """A new axis of one fresh dim; an axis of size one needs no dim."""
+        if size == 1:
+            return UNIT
+        self.sizes.append(size)
+        self.parent.append(len(self.parent))
+        self.labels.append(label)
+        return (len(self.parent) - 1,)
+
+    def root(self, dim: int) -> int:
+        while self.parent[dim] != dim:
+            self.parent[dim] = self.parent[self.parent[dim]]
+            dim = self.parent[dim]
+        return dim
+
+    def pin(self, axis: Axis, code: str, reason: str) -> None:
+        """No dim of `axis` may grow, for `reason`."""
+        for dim in self.leaves(axis):
+            self.pins.setdefault(dim, {})[Pin(code, reason, self.here)] = None
+
+    def pins_of(self, dim: int) -> tuple[Pin, ...]:
+        return tuple(self.pins.get(self.root(dim), ()))
+
+    # ── reading axes ────────────────────────────────────────────────────────────────────
+
+    def size(self, axis: Axis) -> int:
+        return prod(self.factor_size(f) for f in axis)
+
+    def factor_size(self, factor: Factor) -> int:
+        if isinstance(factor, Cat):
+            return sum(self.size(part) for part in factor.parts)
+        return self.sizes[factor]
+
+    def resolve(self, axis: Axis) -> Axis:
+        """`axis` in its normal form: roots only, products and concatenations flattened, and what
+        all parts of a concatenation end with drawn out: ``a·d ++ b·d`` is ``(a ++ b)·d``."""
+        out: list[Factor] = []
+        for factor in axis:
+            if isinstance(factor, Cat):
+                out.extend(self._resolve_cat(factor))
+                continue
+            dim = self.root(factor)
+            if dim in self.bound:
+                resolved = self.resolve(self.bound[dim])
+                self.bound[dim] = resolved
+                out.extend(resolved)
+            else:
+                out.append(dim)
+        return tuple(out)
+
+    def _resolve_cat(self, cat: Cat) -> Axis:
+        parts: list[Axis] = []
+        for part in cat.parts:
+            resolved = self.resolve(part)
+            if len(resolved) == 1 and isinstance(resolved[0], Cat):
+                parts.extend(resolved[0].parts)
+            else:
+                parts.append(resolved)
+        if len(parts) == 1:
+            return parts[0]
+        tail: list[Factor] = []
+        while all(parts) and all(part[-1] == parts[0][-1] for part in parts):
+            tail.insert(0, parts[0][-1])
+            parts = [part[:-1] for part in parts]
+        flat: list[Axis] = []
+        for part in parts:
+            flat.extend(part[0].parts if len(part) == 1 and isinstance(part[0], Cat) else [part])
+        return (Cat(tuple(flat)), *tail)
+
+    def leaves(self, axis: Axis) -> Iterator[int]:
+        """The dims of `axis`, left to right, with repetition."""
+        for factor in self.resolve(axis):
+            if isinstance(factor, Cat):
+                for part in factor.parts:
+                    yield from self.leaves(part)
+            else:
+                yield factor
+
+    def show(self, axis: Axis, names: dict[int, str] | None = None) -> str:
+        """`axis` as text: ``kv·group·(q ++ k)``."""
+
+        def factor(f: Factor) -> str:
+            if isinstance(f, Cat):
+                return "(" + " ++ ".join(self.show(p, names) for p in f.parts) + ")"
+            return (names or {}).get(f, f"d{f}:{self.sizes[f]}")
+
+        return "·".join(factor(f) for f in self.resolve(axis)) or "1"
+
+    # ── unification ─────────────────────────────────────────────────────────────────────
+
+    def unify(self, a: Axis, b: Axis) -> Axis:
+        """Make two axes one. Raises AxisConflict where they cannot be."""
+        a, b = self.resolve(a), self.resolve(b)
+        if a == b:
+            return a
+        if self.size(a) != self.size(b):
+            raise self._conflict("axes of different sizes meet", a, b)
+        while a and b and a != b:
+            x, y = a[-1], b[-1]
+            sx, sy = self.factor_size(x), self.factor_size(y)
+            if x == y:
+                a, b = a[:-1], b[:-1]
+            elif sx == sy:
+                self._unify_factors(x, y)
+                a, b = self.resolve(a[:-1]), self.resolve(b[:-1])
+            elif sx > sy:
+                a = (*a[:-1], *self._divide(x, sy))
+                a, b = self.resolve(a), self.resolve(b)
+            else:
+                b = (*b[:-1], *self._divide(y, sx))
+                a, b = self.resolve(a), self.resolve(b)
+        return self.resolve(a)
+
+    def _conflict(self, message: str, *axes: Axis) -> AxisConflict:
+        shown = " and ".join(self.show(axis) for axis in axes)
+        return AxisConflict(f"{message}: {shown}", [d for axis in axes for d in self.leaves(axis)])
+
+    def _unify_factors(self, x: Factor, y: Factor) -> None:
+        if isinstance(x, Cat) and isinstance(y, Cat):
+            self._unify_cats(x, y)
+        elif isinstance(x, Cat):
+            assert isinstance(y, int)
+            self._bind(y, (x,))
+        elif isinstance(y, Cat):
+            self._bind(x, (y,))
+        else:
+            keep, drop = min(x, y), max(x, y)
+            self.ties.append((keep, drop, self.here))
+            self.parent[drop] = keep
+            self.pins.setdefault(keep, {}).update(self.pins.pop(drop, {}))
+
+    def _unify_cats(self, x: Cat, y: Cat) -> None:
+        a, b = list(x.parts), list(y.parts)
+        while a and b:
+            p, q = a.pop(0), b.pop(0)
+            sp, sq = self.size(p), self.size(q)
+            if sp > sq:
+                p, rest = self.cut(p, sq)
+                a.insert(0, rest)
+            elif sq > sp:
+                q, rest = self.cut(q, sp)
+                b.insert(0, rest)
+            self.unify(p, q)
+
+    def _bind(self, dim: int, axis: Axis) -> None:
+        if dim in set(self.leaves(axis)):
+            raise self._conflict("an axis would contain itself", (dim,), axis)
+        self.ties += [(dim, leaf, self.here) for leaf in self.leaves(axis)]
+        self.bound[dim] = axis
+        for pin in self.pins.pop(dim, {}):
+            for leaf in self.leaves(axis):
+                self.pins.setdefault(leaf, {})[pin] = None
+
+    # ── division ────────────────────────────────────────────────────────────────────────
+
+    def _divide(self, factor: Factor, low: int) -> Axis:
+        """`factor` as a product whose last part has size `low`."""
+        size = self.factor_size(factor)
+        if size % low:
+            raise self._conflict(f"an axis of size {size} does not divide by {low}", (factor,))
+        if isinstance(factor, int):
+            label = self.labels[factor]
+            axis = (*self.fresh(size // low, label), *self.fresh(low, label))
+            self._bind(factor, axis)
+            return axis
+        heads: list[Axis] = []
+        tail: Axis | None = None
+        for part in factor.parts:
+            head, this = self.regroup(part, (self.size(part) // low, low))
+            tail = this if tail is None else self.unify(tail, this)
+            heads.append(head)
+        assert tail is not None
+        return (Cat(tuple(heads)), *tail)
+
+    def regroup(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...]:
+        """`axis` as the product of axes of the given sizes: what a view does."""
+        if prod(sizes) != self.size(axis):
+            raise self._conflict(f"cannot be regrouped into {list(sizes)}", axis)
+        pending = list(self.resolve(axis))
+        groups: list[Axis] = []
+        for size in reversed(sizes):
+            group: list[Factor] = []
+            need = size
+            while need > 1:
+                factor = pending.pop()
+                have = self.factor_size(factor)
+                if need % have == 0:
+                    group.insert(0, factor)
+                    need //= have
+                else:
+                    pending.extend(self._divide(factor, need))
+                    pending = list(self.resolve(tuple(pending)))
+            groups.insert(0, tuple(group))
+        return tuple(self.resolve(group) for group in groups)
+
+    def cut(self, axis: Axis, at: int) -> tuple[Axis, Axis]:
+        """`axis` as two axes laid end to end, the first of size `at`: what a slice does."""
+        head, *rest = self.resolve(axis)
+        inner = self.size(tuple(rest))
+        if at % inner:
+            raise self._conflict(f"a cut at {at} falls inside a product", axis)
+        at //= inner
+        if isinstance(head, int):
+            label = self.labels[head]
+            left, right = self.fresh(at, label), self.fresh(self.sizes[head] - at, label)
+            self._bind(head, (Cat((left, right)),))
+            return self.resolve((*left, *rest)), self.resolve((*right, *rest))
+        lefts: list[Axis] = []
+        rights: list[Axis] = []
+        for part in head.parts:
+            size = self.size(part)
+            if at >= size:
+                lefts.append(part)
+            elif at <= 0:
+                rights.append(part)
+            else:
+                left, right = self.cut(part, at)
+                lefts.append(left)
+                rights.append(right)
+            at -= size
+        return (
+            self.resolve((Cat(tuple(lefts)), *rest)),
+            self.resolve((Cat(tuple(rights)), *rest)),
+        )
+
+    def slice(self, axis: Axis, start: int, stop: int) -> Axis:
+        """The piece of `axis` from `start` to `stop`."""
+        if stop - start == self.size(axis):
+            return self.resolve(axis)
+        if stop == start:
+            raise self._conflict("an empty slice", axis)
+        if start:
+            _, axis = self.cut(axis, start)
+        if stop - start < self.size(axis):
+            axis, _ = self.cut(axis, stop - start)
+        return self.resolve(axis)
+
+    def units(self, axis: Axis) -> None:
+        """Take an axis apart into single positions, each of which an op reads by its index."""
+        for at in range(1, self.size(axis)):
+            self.cut(axis, at)
+
+
+def parts(store: Store, axis: Axis) -> int:
+    """How many pieces of `axis` may each have a scale of their own."""
+    return prod(
+        sum(parts(store, p) for p in f.parts) if isinstance(f, Cat) else 1 for f in store.resolve(axis)
+    )

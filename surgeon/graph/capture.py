@@ -1,0 +1,171 @@
+"""A module captured as a flat torch.fx graph of aten ops.
+
+``torch.export`` (non-strict) traces the module on the meta device with batch and sequence symbolic;
+``run_decompositions({})`` then removes in-place ops and inlines nested regions, and keeps linear,
+norms and attention whole.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from surgeon.errors import ModelError, fail
+
+SYMBOL_SIZES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
+"""What symbolic sizes stand for in the analysis: primes that no model dimension divides, so that a
+batch or sequence axis never passes for a channel axis."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph with what each of its placeholders is."""
+
+    program: torch.export.ExportedProgram
+    parameters: Mapping[str, str]  # placeholder name -> parameter name
+    buffers: Mapping[str, str]  # placeholder name -> buffer name
+    constants: Mapping[str, torch.Tensor]  # placeholder name -> tensor made while tracing
+    inputs: tuple[str, ...]  # placeholder names of the user's inputs
+    aliases: Mapping[str, str]  # parameter name -> the name the graph uses for the same tensor
+    shapes: Mapping[str, tuple[tuple[int, ...] | None, ...]] = field(repr=False)
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.program.graph
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        return list(self.program.graph.nodes)
+
+
+def capture(
+    module: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> Captured:
+    """Capture `module` (in eval mode, on any device; meta is enough).
+
+    Raises ModelError S210 with the place in the model where it cannot be captured.
+    """
+    kwargs = dict(kwargs or {})
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = _export(module, tuple(args), kwargs, dynamic_shapes)
+            program = program.run_decompositions({})
+    except Exception as error:
+        raise _refusal(module, error) from error
+    return describe(program, module)
+
+
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Any:
+    try:
+        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    except Exception:
+        if dynamic_shapes is None:
+            raise
+        # Some models fix a length while they are traced; the class, not the graph, is then general.
+        return torch.export.export(module, args, kwargs, strict=False)
+
+
+def _refusal(module: nn.Module, error: Exception) -> ModelError:
+    text = str(error).strip() or type(error).__name__
+    place = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
+    notes = tuple(f"at {file}:{line} in {function}" for file, line, function in place[-1:])
+    first = next((line for line in text.splitlines() if line.strip()), text)
+    return fail(
+        ModelError,
+        "S210",
+        f"{type(module).__name__} cannot be captured as a graph: {first[:300]}",
+        notes=notes,
+        help="torch.export must be able to trace the model: no Python branch on a tensor's values",
+    )
+
+
+def describe(program: torch.export.ExportedProgram, module: nn.Module) -> Captured:
+    """Name the placeholders of an exported program and read the shapes of all its nodes."""
+    signature = program.graph_signature
+    canonical: dict[int, str] = {}
+    used = set(signature.inputs_to_parameters.values())
+    named = list(module.named_parameters(remove_duplicate=False))
+    for name, parameter in sorted(named, key=lambda item: item[0] not in used):
+        canonical.setdefault(id(parameter), name)
+    symbols: dict[Any, int] = {}
+    return Captured(
+        program,
+        dict(signature.inputs_to_parameters),
+        dict(signature.inputs_to_buffers),
+        {
+            name: program.constants[target]
+            for name, target in signature.inputs_to_lifted_tensor_constants.items()
+        },
+        tuple(signature.user_inputs),
+        {name: canonical[id(parameter)] for name, parameter in named},
+        {node.name: _shapes(node.meta.get("val"), symbols) for node in program.graph.nodes},
+    )
+
+
+def _shapes(value: Any, symbols: dict[Any, int]) -> tuple[tuple[int, ...] | None, ...]:
+    """The shapes of a node's value or values, symbolic sizes replaced by distinct primes."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(
+        tuple(_size(s, symbols) for s in v.shape) if isinstance(v, torch.Tensor) else None for v in values
+    )
+
+
+def _size(size: Any, symbols: dict[Any, int]) -> int:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    for symbol in sorted(expression.free_symbols, key=str):
+        symbols.setdefault(symbol, SYMBOL_SIZES[len(symbols) % len(SYMBOL_SIZES)])
+    return int(expression.subs(symbols))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the model a node comes from, for messages."""
+
+    op: str
+    module: str
+    source: str
+
+    def __str__(self) -> str:
+        where = f" in module {self.module}" if self.module else ""
+        return f"{self.op}{where}" + (f" ({self.source})" if self.source else "")
+
+
+def op_name(node: fx.Node) -> str:
+    """``aten.linear.default`` for an op; the target's own name otherwise."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, name = target._schema.name.split("::")
+        return f"{namespace}.{name}.{target._overloadname}"
+    return getattr(target, "__name__", str(target))
+
+
+def place_of(node: fx.Node) -> Place:
+    """The op, innermost module and source line of a node."""
+    stack = node.meta.get("nn_module_stack") or {}
+    module = ""
+    for path, _ in stack.values():
+        module = path
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    source = ""
+    if frames:
+        file, line = frames[-1]
+        short = "/".join(file.replace("\\", "/").split("/")[-3:])
+        source = f"{short}:{line}"
+    return Place(op_name(node).removesuffix(".default"), module, source)
+
+
+def element_count(shape: tuple[int, ...]) -> int:
+    return prod(shape)

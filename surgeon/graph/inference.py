@@ -1,0 +1,224 @@
+"""Inference: the op rules applied to a captured graph, node by node, as a type checker would.
+
+Every parameter axis starts as a fresh dim; each op's rule unifies axes; what stays equal is one dim.
+An op without a rule pins whatever reaches it, so that a growth that would pass through it is refused
+by name. The result is an :class:`Anatomy`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import networkx as nx
+import torch
+from torch import fx
+
+from surgeon.axes.store import AxisConflict, Pin, Store
+from surgeon.graph import signatures
+from surgeon.graph.calls import Axes, Call, Origin, Value, bind, rule_for, rules_by_name
+from surgeon.graph.capture import Captured, place_of
+from surgeon.graph.kinds import KINDS, fresh_axes, permutation, pinned_axes, squeezed
+from surgeon.language.syntax import OpRule
+
+Values = dict[str, tuple[Value | None, ...]]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A graph whose every tensor has typed axes. `values` is keyed by node name."""
+
+    captured: Captured
+    store: Store
+    values: Mapping[str, tuple[Value | None, ...]] = field(repr=False)
+    calls: Mapping[str, Call] = field(repr=False)
+
+    @cached_property
+    def nodes(self) -> Mapping[str, fx.Node]:
+        return {node.name: node for node in self.captured.graph.nodes}
+
+    def parameter_axes(self, name: str) -> Axes:
+        """The axes of a parameter or buffer, by its own name."""
+        return self._axes_by_name[name]
+
+    @cached_property
+    def _axes_by_name(self) -> Mapping[str, Axes]:
+        found = {}
+        for table in (self.captured.parameters, self.captured.buffers):
+            for placeholder, name in table.items():
+                value = self.values[placeholder][0]
+                assert value is not None
+                found[name] = tuple(self.store.resolve(a) for a in value.axes)
+        return found
+
+    def tensors(self) -> Iterator[tuple[str, int, Axes]]:
+        """Node name, output number and resolved axes of every tensor of the graph."""
+        for name, outputs in self.values.items():
+            for i, value in enumerate(outputs):
+                if value is not None:
+                    yield name, i, tuple(self.store.resolve(a) for a in value.axes)
+
+    @cached_property
+    def coupling(self) -> nx.Graph:
+        """What tied which dims: dims as nodes, the op that tied them on the edges."""
+        graph = nx.Graph()
+        for a, b, node in self.store.ties:
+            graph.add_edge(a, b, node=node)
+        return graph
+
+    def where(self, node: str) -> str:
+        return str(place_of(self.nodes[node])) if node in self.nodes else node
+
+    def describe_pin(self, pin: Pin) -> str:
+        return f"{pin.reason}: {self.where(pin.node)}" if pin.node else pin.reason
+
+
+def infer(captured: Captured, rules: tuple[OpRule, ...]) -> Anatomy:
+    """Apply `rules` to every node of a graph. Never fails: what cannot be typed is pinned."""
+    store, values, calls = Store(), {}, {}
+    table = rules_by_name(rules)
+    for node in captured.graph.nodes:
+        store.here = node.name
+        shapes = captured.shapes[node.name]
+        if node.op == "placeholder":
+            values[node.name] = _placeholder(node, captured, store, shapes)
+        elif node.op == "call_function" and node.target is operator.getitem:
+            values[node.name] = _getitem(node, values)
+        elif node.op == "call_function":
+            values[node.name] = _call(node, table, store, values, shapes, calls)
+    return Anatomy(captured, store, values, calls)
+
+
+def _placeholder(
+    node: fx.Node, captured: Captured, store: Store, shapes: tuple[tuple[int, ...] | None, ...]
+) -> tuple[Value | None, ...]:
+    (shape,) = shapes if len(shapes) == 1 else (None,)
+    if shape is None:
+        return (None,)
+    name = captured.parameters.get(node.name) or captured.buffers.get(node.name)
+    axes = fresh_axes(store, shape, name or node.name)
+    if name is None:
+        reason = "it is an axis of an input" if node.name in captured.inputs else "it is a constant"
+        for axis in axes:
+            store.pin(axis, "S301", reason)
+        return (Value(axes, made=True),)
+    if node.name in captured.parameters:
+        return (Value(axes, origin=Origin(node.name, tuple(frozenset([i]) for i in range(len(axes))))),)
+    return (Value(axes),)
+
+
+def _getitem(node: fx.Node, values: Values) -> tuple[Value | None, ...]:
+    source, which = node.args
+    assert isinstance(source, fx.Node) and isinstance(which, int)
+    outputs = values.get(source.name, ())
+    return (outputs[which] if which < len(outputs) else None,)
+
+
+def _call(
+    node: fx.Node,
+    table: Mapping[str, OpRule],
+    store: Store,
+    values: Values,
+    shapes: tuple[tuple[int, ...] | None, ...],
+    calls: dict[str, Call],
+) -> tuple[Value | None, ...]:
+    if all(shape is None for shape in shapes):
+        return (None,) * len(shapes)  # sizes and assertions: no tensor comes out
+    rule = rule_for(node, table)
+    call = bind(node, rule or MISSING, values, shapes)
+    calls[node.name] = call
+    made = all(value.made for _, value in call.tensors())
+    try:
+        if rule is None:
+            raise AxisConflict("", ())
+        outputs = signatures.infer(call, store) if rule.signature else KINDS[_kind(rule)](call, store)
+        _check(outputs, shapes, store)
+    except AxisConflict as conflict:
+        outputs = _give_up(call, store, rule, made, conflict)
+    origins = _origins(call, store) if rule is not None else None
+    return tuple(
+        None if shape is None else Value(axes, made, origins[i] if origins else None)
+        for i, (axes, shape) in enumerate(zip(outputs, shapes, strict=True))
+    )
+
+
+MISSING = OpRule(names=(), tag=None, signature=None, kind=None)
+
+
+def _kind(rule: OpRule) -> str:
+    assert rule.kind is not None
+    return rule.kind.name
+
+
+def _check(outputs: list[Axes], shapes: tuple[tuple[int, ...] | None, ...], store: Store) -> None:
+    """A rule that gives other shapes than the op has is wrong here: treat it as missing."""
+    for axes, shape in zip(outputs, shapes, strict=False):
+        if shape is not None and tuple(store.size(a) for a in axes) != shape:
+            raise AxisConflict("the rule gives other shapes than the op", [d for a in axes for d in store.leaves(a)])
+
+
+def _give_up(call: Call, store: Store, rule: OpRule | None, made: bool, conflict: AxisConflict) -> list[Axes]:
+    if made:
+        return pinned_axes(store, call, "S301", "it is made inside the graph")
+    code, reason = ("S308", "an op without a rule reads it") if rule is None else ("S302", f"{conflict}")
+    for _, value in call.tensors():
+        for axis in value.axes:
+            store.pin(axis, code, reason)
+    return pinned_axes(store, call, code, reason)
+
+
+def _origins(call: Call, store: Store) -> list[Origin | None] | None:
+    """Follow a parameter through ops that only lay it out anew."""
+    first = call.args[0] if call.args else None
+    value = call.value(first)
+    kind = call.rule.kind.name if call.rule.kind else ""
+    if value is None or value.origin is None:
+        return None
+    axes = value.origin.axes
+    if kind == "identity":
+        pass
+    elif kind == "permute":
+        axes = tuple(axes[i] for i in permutation(call))
+    elif kind == "unsqueeze":
+        at = call.axis_arg(call.arg("dim"), len(axes) + 1)
+        axes = (*axes[:at], frozenset(), *axes[at:])
+    elif kind == "squeeze":
+        axes = tuple(axes[i] for i in squeezed(call, store))
+    elif kind in ("slice", "split") and "unbind" not in str(call.node.target):
+        return [value.origin] * len(call.shapes)
+    elif kind in ("select", "split"):
+        at = call.axis_arg(call.arg("dim", 0), len(axes))
+        return [Origin(value.origin.parameter, axes[:at] + axes[at + 1 :])] * len(call.shapes)
+    elif kind == "reshape":
+        (shape,) = call.shapes
+        assert shape is not None
+        axes = _regrouped(axes, tuple(store.size(a) for a in value.axes), shape)
+    else:
+        return None
+    return [Origin(value.origin.parameter, axes)]
+
+
+def _regrouped(
+    axes: tuple[frozenset[int], ...], before: tuple[int, ...], after: tuple[int, ...]
+) -> tuple[frozenset[int], ...]:
+    """Which axes each axis of a view came from: those whose stretches of the flat index overlap."""
+
+    def stretches(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        out, inner = [], 1
+        for size in reversed(shape):
+            out.insert(0, (inner, inner * size))
+            inner *= size
+        return out
+
+    sources = list(zip(axes, stretches(before), strict=True))
+    return tuple(
+        frozenset().union(*(names for names, (a, b) in sources if a < high and b > low and a < b))
+        for low, high in stretches(after)
+    )
+
+
+def is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()

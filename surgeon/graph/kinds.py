@@ -1,0 +1,378 @@
+"""The built-in kinds: what an op without a fixed signature means for axes.
+
+Each function takes a call and the store, unifies what the op ties, pins what it fixes, and returns
+the axes of the outputs. The table at the end is keyed by the language's kind names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Store
+from surgeon.graph.calls import Axes, Call, broadcast
+
+Outputs = list[Axes]
+MAX_POSITIONS = 64  # an axis read by position is taken apart up to this size, and pinned beyond
+
+
+def fresh_axes(store: Store, shape: tuple[int, ...], label: str) -> Axes:
+    return tuple(store.fresh(size, f"{label}[{i}]") for i, size in enumerate(shape))
+
+
+def pinned_axes(store: Store, call: Call, code: str, reason: str) -> Outputs:
+    """Fresh outputs, none of which may grow."""
+    outputs = []
+    for shape in call.shapes:
+        axes = fresh_axes(store, shape or (), call.node.name)
+        for axis in axes:
+            store.pin(axis, code, reason)
+        outputs.append(axes)
+    return outputs
+
+
+def pointwise(call: Call, store: Store) -> Outputs:
+    return [broadcast(store, [value.axes for _, value in call.tensors()])]
+
+
+def identity(call: Call, store: Store) -> Outputs:
+    return [call.axes(call.args[0])]
+
+
+def reshape(call: Call, store: Store) -> Outputs:
+    (shape,) = call.shapes
+    assert shape is not None
+    flat = tuple(factor for axis in call.axes(call.args[0]) for factor in axis)
+    return [store.regroup(flat, shape)]
+
+
+def permutation(call: Call) -> list[int]:
+    """For each output axis the input axis it is."""
+    rank = len(call.axes(call.args[0]))
+    order = list(range(rank))
+    if "dims" in call.names:
+        return [call.axis_arg(d, rank) for d in call.arg("dims")]
+    if "dim0" in call.names:
+        a, b = call.axis_arg(call.arg("dim0"), rank), call.axis_arg(call.arg("dim1"), rank)
+        order[a], order[b] = order[b], order[a]
+        return order
+    return order[::-1]  # t, numpy_T
+
+
+def permute(call: Call, store: Store) -> Outputs:
+    axes = call.axes(call.args[0])
+    return [tuple(axes[i] for i in permutation(call))]
+
+
+def unsqueeze(call: Call, store: Store) -> Outputs:
+    axes = list(call.axes(call.args[0]))
+    axes.insert(call.axis_arg(call.arg("dim"), len(axes) + 1), UNIT)
+    return [tuple(axes)]
+
+
+def squeezed(call: Call, store: Store) -> list[int]:
+    """The input axes that a squeeze keeps."""
+    axes = call.axes(call.args[0])
+    given = call.arg("dim")
+    if given is None:
+        asked = list(range(len(axes)))
+    else:
+        asked = [call.axis_arg(d, len(axes)) for d in (given if isinstance(given, (list, tuple)) else [given])]
+    return [i for i, axis in enumerate(axes) if i not in asked or store.size(axis) != 1]
+
+
+def squeeze(call: Call, store: Store) -> Outputs:
+    axes = call.axes(call.args[0])
+    return [tuple(axes[i] for i in squeezed(call, store))]
+
+
+def expand(call: Call, store: Store) -> Outputs:
+    (shape,) = call.shapes
+    assert shape is not None
+    axes = call.axes(call.args[0])
+    axes = (UNIT,) * (len(shape) - len(axes)) + axes
+    out = [
+        store.fresh(size, f"{call.node.name}[{i}]") if size != 1 and store.size(axis) == 1 else axis
+        for i, (axis, size) in enumerate(zip(axes, shape, strict=True))
+    ]
+    return [tuple(out)]
+
+
+def slice_bounds(call: Call, size: int) -> tuple[int, int, int] | None:
+    """Start, stop and step of a slice, or None when they are known only at run time."""
+    start, stop, step = call.arg("start"), call.arg("end"), call.arg("step", 1)
+    start = 0 if start is None else start
+    stop = size if stop is None else stop
+    if not all(isinstance(v, int) for v in (start, stop, step)):
+        return None
+    start, stop, step = slice(start, stop, step).indices(size)
+    return start, stop, step
+
+
+def slice_(call: Call, store: Store) -> Outputs:
+    axes = list(call.axes(call.args[0]))
+    (shape,) = call.shapes
+    assert shape is not None
+    dim = call.axis_arg(call.arg("dim", 0), len(axes))
+    axis, size = axes[dim], store.size(axes[dim])
+    bounds = slice_bounds(call, size)
+    if bounds == (0, size, 1):
+        return [tuple(axes)]
+    if bounds is None or len(range(*bounds)) != shape[dim]:
+        store.pin(axis, "S305", "it is sliced by a length known only when the model runs")
+        axes[dim] = store.fresh(shape[dim], f"{call.node.name}[{dim}]")
+        store.pin(axes[dim], "S305", "its length is known only when the model runs")
+        return [tuple(axes)]
+    start, stop, step = bounds
+    if step == 1:
+        axes[dim] = store.slice(axis, start, stop)
+    elif size % step == 0 and shape[dim] == size // step:
+        axes[dim], phase = store.regroup(axis, (size // step, step))
+        store.units(phase)
+    else:
+        raise AxisConflict(f"a slice with step {step} does not divide {size}", store.leaves(axis))
+    return [tuple(axes)]
+
+
+def _take_apart(store: Store, axis: Axis) -> None:
+    """Positions along `axis` are read one by one."""
+    if store.size(axis) <= MAX_POSITIONS:
+        store.units(axis)
+    else:
+        store.pin(axis, "S306", "it is read by position")
+
+
+def select(call: Call, store: Store) -> Outputs:
+    axes = list(call.axes(call.args[0]))
+    axis = axes.pop(call.axis_arg(call.arg("dim", 0), len(axes)))
+    _take_apart(store, axis)
+    return [tuple(axes)]
+
+
+def split_sizes(call: Call, store: Store) -> tuple[int, list[int]]:
+    """The axis that a split cuts and the sizes of its pieces, read from the outputs."""
+    axes = call.axes(call.args[0])
+    dim = call.axis_arg(call.arg("dim", 0), len(axes))
+    return dim, [shape[dim] for shape in call.shapes if shape is not None]
+
+
+def split(call: Call, store: Store) -> Outputs:
+    axes = call.axes(call.args[0])
+    if "unbind" in str(call.node.target):
+        dim = call.axis_arg(call.arg("dim", 0), len(axes))
+        _take_apart(store, axes[dim])
+        return [axes[:dim] + axes[dim + 1 :]] * len(call.shapes)
+    dim, sizes = split_sizes(call, store)
+    outputs, at = [], 0
+    for size in sizes:
+        outputs.append((*axes[:dim], store.slice(axes[dim], at, at + size), *axes[dim + 1 :]))
+        at += size
+    return outputs
+
+
+def _zip_others(call: Call, store: Store, several: list[Axes], skip: int) -> list[Axis]:
+    merged = list(several[0])
+    for axes in several[1:]:
+        for i, axis in enumerate(axes):
+            if i != skip:
+                merged[i] = store.unify(merged[i], axis)
+    return merged
+
+
+def concatenate(call: Call, store: Store) -> Outputs:
+    several = [call.axes(t) for t in call.args[0]]
+    several = [axes for axes in several if axes]
+    dim = call.axis_arg(call.arg("dim", 0), len(several[0]))
+    out = _zip_others(call, store, several, dim)
+    out[dim] = store.resolve((Cat(tuple(axes[dim] for axes in several)),))
+    return [tuple(out)]
+
+
+def stack(call: Call, store: Store) -> Outputs:
+    several = [call.axes(t) for t in call.args[0]]
+    out = _zip_others(call, store, several, -1)
+    dim = call.axis_arg(call.arg("dim", 0), len(out) + 1)
+    out.insert(dim, (Cat((UNIT,) * len(several)),) if len(several) > 1 else UNIT)
+    return [tuple(out)]
+
+
+def reduced(call: Call) -> list[int]:
+    """The axes that a reduction runs over."""
+    rank = len(call.axes(call.args[0]))
+    given = call.arg("dim")
+    if given is None or given == []:
+        return list(range(rank))
+    return sorted(call.axis_arg(d, rank) for d in (given if isinstance(given, (list, tuple)) else [given]))
+
+
+def reduce(call: Call, store: Store) -> Outputs:
+    axes, gone = call.axes(call.args[0]), reduced(call)
+    if len(call.shapes) > 1:  # values with their positions
+        for i in gone:
+            store.pin(axes[i], "S306", "it is read by position")
+    if call.arg("keepdim", False):
+        kept = tuple(UNIT if i in gone else axis for i, axis in enumerate(axes))
+    else:
+        kept = tuple(axis for i, axis in enumerate(axes) if i not in gone)
+    return [kept] * len(call.shapes)
+
+
+def softmax(call: Call, store: Store) -> Outputs:
+    axes = call.axes(call.args[0])
+    store.pin(axes[call.axis_arg(call.arg("dim"), len(axes))], "S303", "a softmax runs over it")
+    return [axes]
+
+
+def parse_einsum(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[str]]:
+    """The axis names of the operands and of the result of an einsum; an ellipsis becomes numbered
+    names that are aligned at the right."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    operands, widest = [], 0
+    for term, rank in zip(left.split(","), ranks, strict=True):
+        before, dots, after = term.partition("...")
+        extra = rank - len(before) - len(after) if dots else 0
+        widest = max(widest, extra)
+        operands.append([*before, *(f".{i}" for i in range(extra, 0, -1)), *after])
+    if not arrow:
+        counted = left.replace(".", "").replace(",", "")
+        right = "..." * ("..." in left) + "".join(c for c in sorted(set(counted)) if counted.count(c) == 1)
+    before, dots, after = right.partition("...")
+    return operands, [*before, *(f".{i}" for i in range(widest, 0, -1) if dots), *after]
+
+
+def einsum_names(call: Call) -> tuple[list[list[str]], list[str]]:
+    return parse_einsum(call.args[0], [len(call.axes(t)) for t in call.args[1]])
+
+
+def einsum(call: Call, store: Store) -> Outputs:
+    operands, result = einsum_names(call)
+    bound: dict[str, Axis] = {}
+    for names, tensor in zip(operands, call.args[1], strict=True):
+        for name, axis in zip(names, call.axes(tensor), strict=True):
+            known = bound.get(name, UNIT)
+            bound[name] = axis if known == UNIT else (store.unify(known, axis) if axis != UNIT else known)
+    return [tuple(bound[name] for name in result)]
+
+
+def convolution_parts(call: Call, store: Store) -> tuple[Axis, Axis, Axis, Axis, Axis]:
+    """The channel axes of a convolution, groups drawn out: input groups and channels within, weight
+    groups and outputs within, and the weight's input channels."""
+    x, weight = call.axes(call.args[0]), call.axes(call.args[1])
+    groups = int(call.arg("groups", 1))
+    transposed = is_transposed(call)
+    produced, consumed = (weight[1], weight[0]) if transposed else (weight[0], weight[1])
+    channels = x[-(len(weight) - 1)]
+    if groups == 1:
+        return UNIT, channels, UNIT, produced, consumed
+    gx, ix = store.regroup(channels, (groups, store.size(channels) // groups))
+    if transposed:
+        gw, consumed = store.regroup(consumed, (groups, store.size(consumed) // groups))
+    else:
+        gw, produced = store.regroup(produced, (groups, store.size(produced) // groups))
+    return gx, ix, gw, produced, consumed
+
+
+def is_transposed(call: Call) -> bool:
+    return bool(call.arg("transposed", False)) or "transpose" in str(call.node.target)
+
+
+def convolution(call: Call, store: Store) -> Outputs:
+    (shape,) = call.shapes
+    assert shape is not None
+    x, weight = call.axes(call.args[0]), call.axes(call.args[1])
+    gx, ix, gw, out, inp = convolution_parts(call, store)
+    groups = store.unify(gx, gw)
+    store.unify(ix, inp)
+    channels = store.resolve((*groups, *out))
+    if call.value(call.arg("bias")) is not None:
+        store.unify(call.axes(call.arg("bias"))[0], channels)
+    spatial = len(weight) - 2
+    for axis in (*x[len(x) - spatial :], *weight[2:]):
+        store.pin(axis, "S304", "it is a spatial extent of a convolution")
+    tail = fresh_axes(store, shape[len(shape) - spatial :], call.node.name)
+    for axis in tail:
+        store.pin(axis, "S304", "it is a spatial extent of a convolution")
+    return [(*x[: len(x) - spatial - 1], store.resolve(channels), *tail)]
+
+
+def window(call: Call, store: Store) -> Outputs:
+    """Pooling over the last axes, as many as the op's name says (``max_pool2d``)."""
+    axes = call.axes(call.args[0])
+    digits = re.findall(r"(\d)d", str(call.node.target))
+    spatial = int(digits[0]) if digits else 1
+    for axis in axes[len(axes) - spatial :]:
+        store.pin(axis, "S304", "it is a spatial extent of a pooling window")
+    outputs = []
+    for shape in call.shapes:
+        assert shape is not None
+        tail = fresh_axes(store, shape[len(shape) - spatial :], call.node.name)
+        for axis in tail:
+            store.pin(axis, "S304", "it is a spatial extent of a pooling window")
+        outputs.append((*axes[: len(axes) - spatial], *tail))
+    return outputs
+
+
+def index(call: Call, store: Store) -> Outputs:
+    """``x[i, :, j]``: indexed axes are read by position; axes without an index stay."""
+    axes = list(call.axes(call.args[0]))
+    if "index_select" in str(call.node.target):
+        dim = call.axis_arg(call.arg("dim"), len(axes))
+        store.pin(axes[dim], "S306", "it is read by position")
+        (chosen,) = call.axes(call.arg("index"))
+        return [(*axes[:dim], chosen, *axes[dim + 1 :])]
+    given: list[Any] = list(call.args[1]) if isinstance(call.args[1], (list, tuple)) else []
+    where = [i for i, g in enumerate(given) if g is not None]
+    contiguous = bool(where) and where == list(range(where[0], where[-1] + 1))
+    several = [call.axes(given[i]) for i in where]
+    boolean = any(
+        getattr(getattr(given[i], "meta", {}).get("val"), "dtype", None) is not None
+        and str(given[i].meta["val"].dtype) == "torch.bool"
+        for i in where
+    )
+    if not contiguous or boolean:
+        for axis in axes:
+            store.pin(axis, "S306", "it is read by position")
+        return pinned_axes(store, call, "S306", "it comes from reading by position")
+    for i in where:
+        store.pin(axes[i], "S306", "it is read by position")
+    chosen_axes = broadcast(store, several)
+    return [(*axes[: where[0]], *chosen_axes, *axes[where[-1] + 1 :])]
+
+
+def uniform(call: Call, store: Store) -> Outputs:
+    """The same number everywhere: any map of its axes is right."""
+    return [fresh_axes(store, shape or (), call.node.name) for shape in call.shapes]
+
+
+def made(call: Call, store: Store) -> Outputs:
+    return pinned_axes(store, call, "S301", "it is made inside the graph")
+
+
+def ignore(call: Call, store: Store) -> Outputs:
+    return [() for _ in call.shapes]
+
+
+KINDS: dict[str, Callable[[Call, Store], Outputs]] = {
+    "pointwise": pointwise,
+    "identity": identity,
+    "reshape": reshape,
+    "permute": permute,
+    "unsqueeze": unsqueeze,
+    "squeeze": squeeze,
+    "expand": expand,
+    "slice": slice_,
+    "select": select,
+    "split": split,
+    "concatenate": concatenate,
+    "stack": stack,
+    "reduce": reduce,
+    "softmax": softmax,
+    "einsum": einsum,
+    "convolution": convolution,
+    "window": window,
+    "index": index,
+    "uniform": uniform,
+    "made": made,
+    "ignore": ignore,
+}
