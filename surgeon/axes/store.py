@@ -156,6 +156,7 @@ class Store:
             return a
         if self.size(a) != self.size(b):
             raise self._conflict("axes of different sizes meet", a, b)
+        whole = a
         while a and b and a != b:
             x, y = a[-1], b[-1]
             sx, sy = self.factor_size(x), self.factor_size(y)
@@ -170,7 +171,7 @@ class Store:
             else:
                 b = (*b[:-1], *self._divide(y, sx))
                 a, b = self.resolve(a), self.resolve(b)
-        return self.resolve(a)
+        return self.resolve(whole)
 
     def _conflict(self, message: str, *axes: Axis) -> AxisConflict:
         shown = " and ".join(self.show(axis) for axis in axes)

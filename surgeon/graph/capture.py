@@ -99,6 +99,11 @@ def describe(program: torch.export.ExportedProgram, module: nn.Module) -> Captur
     for name, parameter in sorted(named, key=lambda item: item[0] not in used):
         canonical.setdefault(id(parameter), name)
     symbols: dict[Any, int] = {}
+    known = {
+        *signature.inputs_to_parameters,
+        *signature.inputs_to_buffers,
+        *signature.inputs_to_lifted_tensor_constants,
+    }
     return Captured(
         program,
         dict(signature.inputs_to_parameters),
@@ -107,7 +112,11 @@ def describe(program: torch.export.ExportedProgram, module: nn.Module) -> Captur
             name: program.constants[target]
             for name, target in signature.inputs_to_lifted_tensor_constants.items()
         },
-        tuple(signature.user_inputs),
+        tuple(
+            node.name
+            for node in program.graph.nodes
+            if node.op == "placeholder" and node.name not in known
+        ),
         {name: canonical[id(parameter)] for name, parameter in named},
         {node.name: _shapes(node.meta.get("val"), symbols) for node in program.graph.nodes},
     )

@@ -34,6 +34,7 @@ class Anatomy:
     store: Store
     values: Mapping[str, tuple[Value | None, ...]] = field(repr=False)
     calls: Mapping[str, Call] = field(repr=False)
+    refused: frozenset[str] = frozenset()  # nodes no rule could type: their axes are pinned
 
     @cached_property
     def nodes(self) -> Mapping[str, fx.Node]:
@@ -77,7 +78,7 @@ class Anatomy:
 
 def infer(captured: Captured, rules: tuple[OpRule, ...]) -> Anatomy:
     """Apply `rules` to every node of a graph. Never fails: what cannot be typed is pinned."""
-    store, values, calls = Store(), {}, {}
+    store, values, calls, refused = Store(), {}, {}, set()
     table = rules_by_name(rules)
     for node in captured.graph.nodes:
         store.here = node.name
@@ -87,8 +88,8 @@ def infer(captured: Captured, rules: tuple[OpRule, ...]) -> Anatomy:
         elif node.op == "call_function" and node.target is operator.getitem:
             values[node.name] = _getitem(node, values)
         elif node.op == "call_function":
-            values[node.name] = _call(node, table, store, values, shapes, calls)
-    return Anatomy(captured, store, values, calls)
+            values[node.name] = _call(node, table, store, values, shapes, calls, refused)
+    return Anatomy(captured, store, values, calls, frozenset(refused))
 
 
 def _placeholder(
@@ -123,6 +124,7 @@ def _call(
     values: Values,
     shapes: tuple[tuple[int, ...] | None, ...],
     calls: dict[str, Call],
+    refused: set[str],
 ) -> tuple[Value | None, ...]:
     if all(shape is None for shape in shapes):
         return (None,) * len(shapes)  # sizes and assertions: no tensor comes out
@@ -136,6 +138,7 @@ def _call(
         outputs = signatures.infer(call, store) if rule.signature else KINDS[_kind(rule)](call, store)
         _check(outputs, shapes, store)
     except AxisConflict as conflict:
+        refused.add(node.name)
         outputs = _give_up(call, store, rule, made, conflict)
     origins = _origins(call, store) if rule is not None else None
     return tuple(
@@ -156,7 +159,7 @@ def _check(outputs: list[Axes], shapes: tuple[tuple[int, ...] | None, ...], stor
     """A rule that gives other shapes than the op has is wrong here: treat it as missing."""
     for axes, shape in zip(outputs, shapes, strict=False):
         if shape is not None and tuple(store.size(a) for a in axes) != shape:
-            raise AxisConflict("the rule gives other shapes than the op", [d for a in axes for d in store.leaves(a)])
+            raise AxisConflict(f"the rule gives shape {tuple(store.size(a) for a in axes)} and the op {shape}", [d for a in axes for d in store.leaves(a)])
 
 
 def _give_up(call: Call, store: Store, rule: OpRule | None, made: bool, conflict: AxisConflict) -> list[Axes]:

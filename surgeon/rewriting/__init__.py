@@ -1,0 +1,1 @@
+"""The plan carried out: weights expanded, the fx graph rewritten."""

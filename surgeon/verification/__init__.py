@@ -1,0 +1,1 @@
+"""The proof that the grown model computes the same function."""

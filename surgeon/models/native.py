@@ -1,0 +1,167 @@
+"""transformers classes: configs changed, modules built on meta with their buffers real, inputs made."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import ModelError, fail
+
+BATCH, SEQUENCE = 2, 9  # of the inputs the proof runs on
+SIZE_LIMIT = 1 << 30
+
+
+def field_value(config: Any, field: str) -> Any:
+    """A field by name, nested names with dots; None when the config has none."""
+    for part in field.split("."):
+        config = getattr(config, part, None)
+    return config
+
+
+def numeric_fields(config: Any) -> dict[str, int]:
+    """Every field that may be a size, nested ones with dots."""
+    found: dict[str, int] = {}
+    for name, value in config.to_dict().items():
+        if name.endswith("_token_id"):
+            continue
+        if isinstance(value, int) and not isinstance(value, bool) and 1 < value < SIZE_LIMIT:
+            found[name] = value
+        elif isinstance(value, dict) and hasattr(getattr(config, name, None), "to_dict"):
+            found.update({f"{name}.{k}": v for k, v in numeric_fields(getattr(config, name)).items()})
+    return found
+
+
+def build_config(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A config of the same class with some fields changed.
+
+    Raises ModelError S220 when the class refuses the values, with its own message.
+    """
+    state = copy.deepcopy(config.to_dict())
+    attribute_map = getattr(type(config), "attribute_map", {})
+    for field, value in changes.items():
+        *parents, last = field.split(".")
+        place = state
+        for parent in parents:
+            place = place[parent]
+        place[last if last in place else attribute_map.get(last, last)] = value
+    try:
+        return type(config).from_dict(state)
+    except Exception as error:
+        raise refusal(config, changes, error) from error
+
+
+def refusal(config: Any, changes: Mapping[str, Any], error: Exception) -> ModelError:
+    """The class's refusal of a config, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    asked = ", ".join(f"{k} = {v}" for k, v in changes.items())
+    return fail(
+        ModelError,
+        "S220",
+        f"{type(config).__name__} refuses {asked or 'this config'}: {lines[-1] if lines else type(error).__name__}",
+        help="grow the dims in another ratio, or together with those they must divide",
+    )
+
+
+@contextlib.contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Parameters become meta the moment they are registered; buffers are really computed.
+
+    An ``nn.Linear`` allocates its weight before it registers it, but nothing touches those pages.
+    """
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        register(self, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def build_meta(config: Any, model_class: Any) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A module on meta in eval mode, and the real values of all its buffers, by name.
+
+    Raises ModelError S220 when the class refuses the config.
+    """
+    config = copy.deepcopy(config)
+    for name in ("use_cache", "output_attentions", "output_hidden_states"):
+        if hasattr(config, name):
+            setattr(config, name, False)
+    try:
+        with parameters_on_meta(), torch.no_grad():
+            module = _construct(config, model_class)
+    except Exception as error:
+        raise refusal(config, {}, error) from error
+    module.eval()
+    buffers = {name: b.detach().clone() for name, b in module.named_buffers() if b.device.type != "meta"}
+    return module.to("meta"), buffers
+
+
+def _construct(config: Any, model_class: Any) -> nn.Module:
+    try:
+        return model_class._from_config(config, attn_implementation="sdpa")
+    except (ValueError, ImportError):
+        return model_class._from_config(config, attn_implementation="eager")
+
+
+def _accepted(module: nn.Module) -> set[str]:
+    return set(inspect.signature(module.forward).parameters)
+
+
+def example_inputs(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keyword inputs on meta and their dynamic shapes, for capture."""
+    batch, length = torch.export.Dim("batch", min=2, max=4096), torch.export.Dim("length", min=2, max=4096)
+    inputs, dynamic = {}, {}
+    for name, value in real_inputs(module, seed=0).items():
+        inputs[name] = value.to("meta") if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            dynamic[name] = None
+        elif value.ndim == 2:
+            dynamic[name] = {0: batch, 1: length}
+        else:
+            dynamic[name] = {0: batch}
+    return inputs, dynamic
+
+
+def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, Any]:
+    """Keyword inputs for one forward pass on CPU: random tokens with some padding, or random pixels.
+
+    Raises ModelError S211 when the model's main input is not known.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config: Any = module.config
+    accepted = _accepted(module)
+    main = getattr(module, "main_input_name", "input_ids")
+    inputs: dict[str, Any] = {}
+    if main == "pixel_values":
+        size = config.image_size
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        shape = (BATCH, config.num_channels, height, width)
+        inputs[main] = torch.randn(shape, generator=generator)
+    elif main == "input_ids":
+        vocabulary = config.get_text_config().vocab_size
+        special = {v for k, v in config.to_dict().items() if k.endswith("_token_id") and isinstance(v, int)}
+        ordinary = torch.tensor([i for i in range(vocabulary) if i not in special])
+        chosen = torch.randint(len(ordinary), (BATCH, SEQUENCE), generator=generator)
+        inputs["input_ids"] = ordinary[chosen]
+        mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)
+        if padded:
+            mask[-1, SEQUENCE - 3 :] = 0
+        inputs["attention_mask"] = mask
+        if "decoder_input_ids" in accepted:
+            inputs["decoder_input_ids"] = ordinary[chosen.flip(1)]
+    else:
+        raise fail(ModelError, "S211", f"{type(module).__name__} reads {main}, which surgeon cannot make up")
+    if "use_cache" in accepted:
+        inputs["use_cache"] = False
+    return {name: value for name, value in inputs.items() if name in accepted}

@@ -1,0 +1,227 @@
+"""What a recipe asks for, in the words of a model: config fields for a transformers model, dims for a
+plain module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from typing import Any
+
+from surgeon.axes.maps import Index, Maps, clone_map
+from surgeon.errors import PlanError, fail
+from surgeon.graph.inference import Anatomy
+from surgeon.language.syntax import AxisDim, ConfigDim, Family, Grow, NamedDim, Recipe
+from surgeon.planning.roles import braces, matches
+
+
+@dataclass(frozen=True)
+class Request:
+    """Config fields and what they become, with notes on names that found no field."""
+
+    changes: Mapping[str, int]
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # dim name -> its fields
+    notes: tuple[str, ...] = ()
+
+
+def amount(grow: Grow, size: int, what: str) -> int:
+    """The target size that a growth gives `size`. Raises PlanError S310 when it is no whole number
+    or smaller than the source."""
+    if grow.by is not None:
+        exact = Fraction(size) * grow.by
+        if exact.denominator != 1:
+            raise fail(PlanError, "S310", f"{what}: {size} times {grow.by} is not a whole number", span=grow.span)
+        target = int(exact)
+    elif grow.to is not None:
+        target = grow.to
+    else:
+        assert grow.multiple_of is not None
+        target = -(-size // grow.multiple_of) * grow.multiple_of
+    if target < size:
+        raise fail(
+            PlanError,
+            "S310",
+            f"{what} would shrink from {size} to {target}",
+            span=grow.span,
+            help="surgeon grows; ask for the source's size or more",
+        )
+    return target
+
+
+def family_for(model_type: str, families: tuple[Family, ...]) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """The dim names that hold for a model type: the general family's, overlaid by its own."""
+    names: dict[str, tuple[tuple[str, ...], ...]] = {}
+    for exact in (False, True):
+        for family in families:
+            if ("*" in family.model_types) != exact and (exact is False or model_type in family.model_types):
+                if exact or "*" in family.model_types:
+                    names.update({d.name: d.fields for d in family.dims})
+    return names
+
+
+def config_request(
+    recipe: Recipe,
+    model_type: str,
+    families: tuple[Family, ...],
+    read: Callable[[str], Any],
+    fields_of_axis: Callable[[AxisDim], tuple[str, ...]],
+) -> Request:
+    """The config fields that a recipe changes.
+
+    Args:
+        read: the value of a config field, None when the config has no such field or no value.
+        fields_of_axis: the fields that carry a dim named by a parameter's axis.
+
+    Raises PlanError S311 for an unknown dim, S312 for a growth of some layers only, S310 for sizes.
+    """
+    names = family_for(model_type, families)
+    changes: dict[str, int] = {}
+    used: dict[str, tuple[str, ...]] = {}
+    notes: list[str] = []
+    for grow in recipe.grows:
+        if grow.at:
+            raise fail(
+                PlanError,
+                "S312",
+                f"{model_type}: its config has one number for all layers, so some layers cannot grow alone",
+                span=grow.span,
+                help="drop `at`, or grow the model as a plain module with package.module:factory",
+            )
+        for target in grow.targets:
+            label, fields = _fields(target, names, read, fields_of_axis, model_type)
+            if not fields:
+                notes.append(f"{label}: the config states no size for it; the class derives it")
+                continue
+            used[label] = fields
+            sizes = {f: int(read(f)) for f in fields}
+            lead = next(iter(fields))
+            ratio = Fraction(amount(grow, sizes[lead], f"{label} ({lead})"), sizes[lead])
+            for name, size in sizes.items():
+                if size == 1 and len(fields) > 1:
+                    notes.append(f"{name} stays 1: one head is shared by all queries")
+                    continue
+                grown = Fraction(size) * ratio
+                if grown.denominator != 1:
+                    raise fail(
+                        PlanError, "S310", f"{name}: {size} times {ratio} is not a whole number", span=grow.span
+                    )
+                changes[name] = int(grown)
+    return Request(changes, used, tuple(notes))
+
+
+def _fields(
+    target: NamedDim | ConfigDim | AxisDim,
+    names: Mapping[str, tuple[tuple[str, ...], ...]],
+    read: Callable[[str], Any],
+    fields_of_axis: Callable[[AxisDim], tuple[str, ...]],
+    model_type: str,
+) -> tuple[str, tuple[str, ...]]:
+    if isinstance(target, AxisDim):
+        return f'axis("{target.parameter}", {target.axis})', fields_of_axis(target)
+    if isinstance(target, ConfigDim):
+        if not isinstance(read(target.field), int):
+            raise fail(
+                PlanError,
+                "S311",
+                f"the config of {model_type} has no size {target.field}",
+                span=target.span,
+            )
+        return f"config.{target.field}", (target.field,)
+    if target.name not in names:
+        near = get_close_matches(target.name, names, 1)
+        raise fail(
+            PlanError,
+            "S311",
+            f"no family names a dim {target.name} for {model_type}",
+            span=target.span,
+            expected=", ".join(sorted(names)),
+            help=f"did you mean {near[0]}?" if near else "name it by field: grow config.FIELD by 2",
+        )
+    found = []
+    for alternatives in names[target.name]:
+        field_name = next((f for f in alternatives if isinstance(read(f), int)), None)
+        if field_name is not None:
+            found.append(field_name)
+    return target.name, tuple(found)
+
+
+def axis_targets(recipe: Recipe, anatomy: Anatomy) -> dict[int, Index]:
+    """For a plain module: the channel maps of the dims that a recipe's axes name.
+
+    Raises PlanError S311 (no such parameter or axis), S314 (the axis is several dims).
+    """
+    dims: dict[int, Index] = {}
+    parameters = [*anatomy.captured.parameters.values(), *anatomy.captured.buffers.values()]
+    for grow in recipe.grows:
+        for target in grow.targets:
+            if not isinstance(target, AxisDim):
+                raise fail(
+                    PlanError,
+                    "S311",
+                    "a plain module has no config: name dims by a parameter's axis",
+                    span=target.span,
+                    help='for example: grow axis("fc1.weight", 0) by 2',
+                )
+            found = [
+                name
+                for name in parameters
+                if any(fnmatchcase(name, p) for p in braces(target.parameter)) and matches(grow.at, name)
+            ]
+            if not found:
+                near = get_close_matches(target.parameter, parameters, 1)
+                raise fail(
+                    PlanError,
+                    "S311",
+                    f"no parameter is named {target.parameter}",
+                    span=target.span,
+                    help=f"did you mean {near[0]}?" if near else "surgeon dims MODEL lists them",
+                )
+            for name in found:
+                dim = _single_dim(anatomy, name, target)
+                size = anatomy.store.sizes[dim]
+                grown = clone_map(size, amount(grow, size, f"{name} axis {target.axis}"))
+                if dim in dims and len(dims[dim]) != len(grown):
+                    raise fail(PlanError, "S314", f"{name}: its dim is asked to grow twice", span=grow.span)
+                dims[dim] = grown
+    return {dim: index for dim, index in dims.items() if len(index) != anatomy.store.sizes[dim]}
+
+
+def _single_dim(anatomy: Anatomy, name: str, target: AxisDim) -> int:
+    """The dim of a parameter's axis; of a product, its first growable factor."""
+    axes = anatomy.parameter_axes(name)
+    if not 0 <= target.axis < len(axes):
+        raise fail(PlanError, "S311", f"{name} has {len(axes)} axes, none numbered {target.axis}", span=target.span)
+    factors = [f for f in axes[target.axis] if isinstance(f, int)]
+    free = [f for f in factors if not anatomy.store.pins_of(f)]
+    if not factors:
+        raise fail(
+            PlanError,
+            "S314",
+            f"{name} axis {target.axis} is {anatomy.store.show(axes[target.axis])}: several dims laid end to end",
+            span=target.span,
+            help="name one of them by another parameter's axis",
+        )
+    return (free or factors)[0]
+
+
+def refuse_pinned(anatomy: Anatomy, maps: Maps) -> None:
+    """Raise PlanError S301..S308 when a dim that grows is pinned, with every reason."""
+    for dim in maps.dims:
+        pins = anatomy.store.pins_of(dim)
+        if not pins:
+            continue
+        label, size = anatomy.store.labels[dim], anatomy.store.sizes[dim]
+        missing = next((p for p in pins if p.code == "S308"), None)
+        help_text = None
+        if missing is not None:
+            op = anatomy.where(missing.node).split(" ")[0]
+            help_text = f"write its rule in a .surgery file and `use` it, for example: op {op} : pointwise nonlinear"
+        raise fail(
+            PlanError,
+            pins[0].code,
+            f"{label} (size {size}) cannot grow to {len(maps.dims[dim])}",
+            notes=tuple(anatomy.describe_pin(pin) for pin in pins[:5]),
+            help=help_text,
+        )

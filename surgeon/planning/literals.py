@@ -1,0 +1,98 @@
+"""The numbers inside a graph that are sizes: what each becomes when the dims grow.
+
+``view(x, [b, s, 6, 4])`` of a model whose heads double reads ``view(x, [b, s, 12, 4])``. Used to write
+the grown graph of a plain module, and to check a grown transformers class against the plan.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import fx
+
+from surgeon.axes.maps import Maps
+from surgeon.axes.store import Axis
+from surgeon.graph.calls import Axes, Call
+from surgeon.graph.inference import Anatomy
+from surgeon.graph.kinds import convolution_parts, split_sizes
+
+SHAPE_NAMES = ("size", "shape", "self_size")
+
+
+def grown_args(node: fx.Node, anatomy: Anatomy, maps: Maps) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `node` with every size literal as the plan wants it."""
+    args, kwargs = list(node.args), dict(node.kwargs)
+    call = anatomy.calls.get(node.name)
+    if call is None or node.name in anatomy.refused:
+        return tuple(args), kwargs
+    for name, value in _changed(call, anatomy, maps).items():
+        position = call.names.index(name)
+        if position < len(args):
+            args[position] = value
+        elif name in kwargs:
+            kwargs[name] = value
+    return tuple(args), kwargs
+
+
+def _changed(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
+    kind = call.rule.kind.name if call.rule.kind else ""
+    changed: dict[str, Any] = {}
+    if kind in ("reshape", "expand", "uniform"):
+        outputs = anatomy.values[call.node.name]
+        for name in SHAPE_NAMES:
+            given = call.arg(name)
+            if isinstance(given, (list, tuple)) and outputs[0] is not None:
+                changed[name] = _sizes(given, outputs[0].axes, maps)
+    elif kind == "slice":
+        changed.update(_slice(call, maps))
+    elif kind == "split" and "unbind" not in str(call.node.target):
+        changed.update(_split(call, anatomy, maps))
+    elif kind == "convolution" and call.arg("groups", 1) != 1:
+        changed["groups"] = maps.target_size(convolution_parts(call, anatomy.store)[0])
+    normalized = call.arg("normalized_shape")
+    if isinstance(normalized, (list, tuple)):
+        axes = call.axes(call.args[0])[-len(normalized) :]
+        changed["normalized_shape"] = _sizes(normalized, axes, maps)
+    return changed
+
+
+def _sizes(given: Any, axes: Axes, maps: Maps) -> list[Any]:
+    """Sizes as given where they are symbolic or -1; grown where they are numbers."""
+    return [
+        maps.target_size(axis) if isinstance(size, int) and size != -1 and maps.grows(axis) else size
+        for size, axis in zip(given, axes, strict=True)
+    ]
+
+
+def _slice(call: Call, maps: Maps) -> dict[str, Any]:
+    axes = call.axes(call.args[0])
+    axis = axes[call.axis_arg(call.arg("dim", 0), len(axes))]
+    if not maps.grows(axis):
+        return {}
+    return {
+        name: _bound(given, axis, maps)
+        for name in ("start", "end")
+        if isinstance(given := call.arg(name), int) and given not in (0, sys.maxsize)
+    }
+
+
+def _bound(given: int, axis: Axis, maps: Maps) -> int:
+    """A slice's bound in the grown axis; a bound from the end stays one."""
+    size = maps.store.size(axis)
+    place = min(max(given + size if given < 0 else given, 0), size)
+    before = maps.target_size(maps.store.slice(axis, 0, place)) if place else 0
+    return before - maps.target_size(axis) if given < 0 else before
+
+
+def _split(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
+    dim, sizes = split_sizes(call, anatomy.store)
+    outputs = anatomy.values[call.node.name]
+    grown = [maps.target_size(v.axes[dim]) for v in outputs if v is not None]
+    for name in ("split_size", "split_sizes"):
+        given = call.arg(name)
+        if isinstance(given, (list, tuple)):
+            return {name: grown}
+        if isinstance(given, int):
+            return {name: grown[0]}
+    return {}

@@ -1,0 +1,302 @@
+"""The grown model of a transformers class: the same class, a larger config, checked node by node.
+
+The config's fields are raised, the class is built and traced on meta, and its graph, which must be
+isomorphic to the source's, gives every dim its target size. Numbers and buffers that differ between
+the two graphs (an embedding normaliser, an attention scale, rotary frequencies) are read off: they
+enter the scale equations, fix a channel map, or stop the plan.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from surgeon.axes.maps import NEW, Index, Maps, clone_map, copies_of
+from surgeon.errors import PlanError, fail
+from surgeon.graph.capture import Captured, place_of
+from surgeon.graph.inference import Anatomy
+from surgeon.planning.equations import Drift
+from surgeon.planning.literals import grown_args
+
+Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class NativeGrowth:
+    """How the grown class differs from the source: maps of the dims, drifted numbers and buffers."""
+
+    maps: Maps
+    drift: Drift
+    buffer_scales: Mapping[str, float] = field(default_factory=dict)
+    twins: Mapping[str, str] = field(default_factory=dict, repr=False)  # source node -> grown node
+
+
+def compare(
+    anatomy: Anatomy,
+    grown: Captured,
+    source_buffers: Mapping[str, Tensor],
+    grown_buffers: Mapping[str, Tensor],
+) -> NativeGrowth:
+    """Lay the grown class's graph against the source's.
+
+    Raises PlanError S320 (another graph), S321 (sizes that no growth of dims explains), S322 (a
+    number that drifted where no scale can follow), S323 (a buffer that drifted).
+    """
+    twins = _pair(anatomy, grown)
+    targets = _targets(anatomy, grown, twins)
+    dims: dict[int, Index] = {
+        dim: clone_map(anatomy.store.sizes[dim], target)
+        for dim, target in targets.items()
+        if target != anatomy.store.sizes[dim]
+    }
+    dims.update(_buffer_maps(anatomy, dims, source_buffers, grown_buffers))
+    maps = Maps(anatomy.store, dims)
+    _check_shapes(anatomy, grown, twins, maps)
+    drift = _drift(anatomy, grown, twins, maps)
+    scales = _buffer_scales(anatomy, maps, source_buffers, grown_buffers)
+    return NativeGrowth(maps, drift, scales, twins)
+
+
+def _pair(anatomy: Anatomy, grown: Captured) -> dict[str, str]:
+    source_nodes, grown_nodes = anatomy.captured.nodes, grown.nodes
+    for a, b in zip(source_nodes, grown_nodes, strict=False):
+        same_name = a.op != "placeholder" or _known(anatomy.captured, a) == _known(grown, b)
+        if a.op != b.op or (a.op == "call_function" and a.target is not b.target) or not same_name:
+            raise fail(
+                PlanError,
+                "S320",
+                "the class with the grown config computes something else",
+                notes=(f"the source has {place_of(a)}", f"the grown class has {place_of(b)}"),
+                help="grow other dims, or keep the ratio that the class decides by",
+            )
+    if len(source_nodes) != len(grown_nodes):
+        raise fail(PlanError, "S320", "the class with the grown config computes something else")
+    return {a.name: b.name for a, b in zip(source_nodes, grown_nodes, strict=True)}
+
+
+def _known(captured: Captured, node: fx.Node) -> str:
+    return captured.parameters.get(node.name) or captured.buffers.get(node.name) or ""
+
+
+def _targets(anatomy: Anatomy, grown: Captured, twins: Mapping[str, str]) -> dict[int, int]:
+    """The grown size of every dim, read off axes that are that dim alone, then by division."""
+    targets: dict[int, int] = {}
+    products: list[tuple[tuple[Any, ...], int, str]] = []
+    for name, output, axes in anatomy.tensors():
+        shape = grown.shapes[twins[name]][output]
+        if shape is None or len(shape) != len(axes):
+            raise fail(PlanError, "S320", "the class with the grown config computes something else")
+        for axis, size in zip(axes, shape, strict=True):
+            if len(axis) == 1 and isinstance(axis[0], int):
+                _settle(anatomy, targets, axis[0], size, name)
+            elif axis:
+                products.append((axis, size, name))
+    for _ in range(3):
+        for axis, size, name in products:
+            leaves = list(anatomy.store.leaves(axis))
+            unknown = [d for d in dict.fromkeys(leaves) if d not in targets]
+            if len(unknown) == 1 and leaves.count(unknown[0]) == 1 and all(isinstance(f, int) for f in axis):
+                known = 1
+                for dim in leaves:
+                    known *= targets.get(dim, 1)
+                if size % known == 0:
+                    _settle(anatomy, targets, unknown[0], size // known, name)
+    return targets
+
+
+def _settle(anatomy: Anatomy, targets: dict[int, int], dim: int, size: int, node: str) -> None:
+    if targets.setdefault(dim, size) != size:
+        label = anatomy.store.labels[dim]
+        raise fail(
+            PlanError,
+            "S321",
+            f"{label} (size {anatomy.store.sizes[dim]}) would grow to {targets[dim]} and to {size}",
+            notes=(anatomy.where(node),),
+            help="these axes must grow together: name the dims that tie them too",
+        )
+
+
+def _check_shapes(anatomy: Anatomy, grown: Captured, twins: Mapping[str, str], maps: Maps) -> None:
+    for name, output, axes in anatomy.tensors():
+        shape = grown.shapes[twins[name]][output]
+        planned = tuple(maps.target_size(axis) for axis in axes)
+        if shape != planned:
+            raise fail(
+                PlanError,
+                "S321",
+                f"the grown class has a tensor of shape {shape} where the plan has {planned}",
+                notes=(anatomy.where(name),),
+                help="an axis of size one cannot grow, and tied dims must grow together",
+            )
+
+
+def _drift(anatomy: Anatomy, grown: Captured, twins: Mapping[str, str], maps: Maps) -> Drift:
+    """Numbers of the graph that differ from what the plan expects. Sizes must agree exactly."""
+    grown_nodes = {node.name: node for node in grown.graph.nodes}
+    drift: dict[tuple[str, int], tuple[float, float]] = {}
+    for node in anatomy.captured.graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        if all(v is None for v in anatomy.values.get(node.name, (None,))):
+            continue
+        twin = grown_nodes[twins[node.name]]
+        args, kwargs = grown_args(node, anatomy, maps)
+        call = anatomy.calls[node.name]
+        for i, (a, b) in enumerate(zip(args, twin.args, strict=True)):
+            _match(a, b, i, node, call.names, anatomy, twins, drift)
+        for key, value in kwargs.items():
+            position = call.names.index(key) if key in call.names else -1
+            _match(value, twin.kwargs.get(key), position, node, call.names, anatomy, twins, drift)
+    return drift
+
+
+def _match(
+    a: Any,
+    b: Any,
+    position: int,
+    node: fx.Node,
+    names: tuple[str, ...],
+    anatomy: Anatomy,
+    twins: Mapping[str, str],
+    drift: dict[tuple[str, int], tuple[float, float]],
+) -> None:
+    if isinstance(a, fx.Node) and isinstance(b, fx.Node):
+        if twins[a.name] == b.name:
+            return
+    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        for x, y in zip(a, b, strict=True):
+            _match(x, y, -1, node, names, anatomy, twins, drift)
+        return
+    elif a == b or (isinstance(a, float) and isinstance(b, float) and np.isclose(a, b, rtol=1e-12, atol=0)):
+        return
+    elif _may_drift(node, position, names, anatomy) and isinstance(a, (int, float)):
+        if isinstance(b, (int, float)) and a * b > 0:
+            drift[node.name, position] = float(a), float(b)
+            return
+    what = names[position] if 0 <= position < len(names) else "a number"
+    raise fail(
+        PlanError,
+        "S322",
+        f"the grown class has {what} = {b} where the source has {a}, and no scale can make up for it",
+        notes=(anatomy.where(node.name),),
+    )
+
+
+def _may_drift(node: fx.Node, position: int, names: tuple[str, ...], anatomy: Anatomy) -> bool:
+    rule = anatomy.calls[node.name].rule
+    if rule.kind is not None:
+        return rule.kind.flag in ("multiplicative", "quotient") and position in (0, 1)
+    if rule.signature is None or not 0 <= position < len(rule.signature.args):
+        return False
+    members = {m for statement in rule.exact for m in statement.members}
+    return rule.signature.args[position].name in members
+
+
+# ── buffers ──────────────────────────────────────────────────────────────────────────────
+
+BUFFER_TOLERANCE = 2e-6  # relative: a few roundings of float32, in which classes compute buffers
+
+
+def _used_buffers(anatomy: Anatomy) -> dict[str, str]:
+    """Placeholder and name of the buffers that the graph reads."""
+    nodes = anatomy.nodes
+    return {p: n for p, n in anatomy.captured.buffers.items() if nodes[p].users}
+
+
+def _buffer_maps(
+    anatomy: Anatomy,
+    dims: Mapping[int, Index],
+    source: Mapping[str, Tensor],
+    grown: Mapping[str, Tensor],
+) -> dict[int, Index]:
+    """Where a one-dimensional buffer grows, its values say which channel is which: those of the
+    source must stand in it (rotary frequencies do, every n-th); the others are new."""
+    found: dict[int, Index] = {}
+    for name in _used_buffers(anatomy).values():
+        axes = anatomy.parameter_axes(name)
+        if len(axes) != 1 or len(axes[0]) != 1 or axes[0][0] not in dims or name not in source:
+            continue
+        dim = axes[0][0]
+        assert isinstance(dim, int)
+        index = match_values(source[name].double().numpy(), grown[name].double().numpy(), dims[dim])
+        if index is not None and not np.array_equal(index, dims[dim]):
+            found[dim] = index
+    return found
+
+
+def match_values(source: np.ndarray, grown: np.ndarray, clone: Index) -> Index | None:
+    """The map under which `grown` holds the values of `source`: the clone if it fits, else each
+    source value once and the rest NEW; None when some source value is missing."""
+    if np.allclose(grown, source[clone], rtol=BUFFER_TOLERANCE, atol=0):
+        return clone
+    index = np.full(len(grown), NEW, dtype=np.int64)
+    for channel, value in enumerate(source):
+        near = np.flatnonzero(np.isclose(grown, value, rtol=BUFFER_TOLERANCE, atol=0) & (index == NEW))
+        if not len(near):
+            return None
+        index[near[0]] = channel
+    return index
+
+
+def _buffer_scales(
+    anatomy: Anatomy, maps: Maps, source: Mapping[str, Tensor], grown: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """The factor by which each buffer differs from its expansion; it must be one factor for all."""
+    scales = {}
+    for name in _used_buffers(anatomy).values():
+        if name not in source or name not in grown or not source[name].is_floating_point():
+            continue
+        before, after = source[name].double(), grown[name].double()
+        keep = torch.ones(after.shape, dtype=torch.bool)
+        for dim, axis in enumerate(anatomy.parameter_axes(name)):
+            index = torch.from_numpy(maps.index(axis))
+            before = before.index_select(dim, index.clamp(min=0))
+            shape = [-1 if i == dim else 1 for i in range(after.ndim)]
+            keep = keep & (index != NEW).reshape(shape)
+        a, b = before[keep], after[keep]
+        if torch.allclose(a, b, rtol=BUFFER_TOLERANCE, atol=1e-30):
+            continue
+        ratio = b / a
+        if a.numel() == 0 or not torch.isfinite(ratio).all() or (ratio / ratio.flatten()[0] - 1).abs().max() > BUFFER_TOLERANCE:
+            raise fail(
+                PlanError,
+                "S323",
+                f"the grown class computes other values for its buffer {name}",
+                help="what depends on it cannot grow: grow other dims",
+            )
+        scales[name] = float(ratio.flatten()[0])
+    return scales
+
+
+# ── fields that carry a dim ──────────────────────────────────────────────────────────────
+
+
+def companions(
+    changes: Mapping[str, int],
+    fields: Mapping[str, int],
+    pure_dims: Callable[[str], frozenset[int]],
+) -> dict[str, int]:
+    """Fields that carry the same dim as a changed one, and what they become.
+
+    Only fields of the same value can (a dim has one size). `pure_dims` probes a field: the dims of
+    the parameter axes that move with it and are one dim alone.
+    """
+    extra: dict[str, int] = {}
+    for name, target in changes.items():
+        rivals = [f for f, v in fields.items() if v == fields.get(name) and f not in changes and f != name]
+        if not rivals:
+            continue
+        own = pure_dims(name)
+        extra.update({rival: target for rival in rivals if own & pure_dims(rival)})
+    return extra
+
+
+def copies(maps: Maps, dim: int) -> int:
+    """How many copies of each channel a grown dim holds (the least, where they differ)."""
+    return int(copies_of(maps.dims[dim], maps.store.sizes[dim]).min())

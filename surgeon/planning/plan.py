@@ -1,0 +1,166 @@
+"""The plan: everything that will change, before any weight is read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from surgeon.axes.maps import Maps
+from surgeon.errors import Diagnostic, PlanError
+from surgeon.graph.capture import Captured
+from surgeon.graph.inference import Anatomy
+from surgeon.language.syntax import Recipe
+from surgeon.planning.equations import Equations, solve_scales
+from surgeon.planning.growth import axis_targets, refuse_pinned
+from surgeon.planning.native import NativeGrowth
+from surgeon.planning.roles import Roles, infer_roles
+from surgeon.planning.transforms import Transform, build_transforms
+
+
+@dataclass(frozen=True)
+class GrownDims:
+    """One line of the plan: dims that grow alike, under one label with layers written ``*``."""
+
+    label: str
+    size: int
+    target: int
+    dims: int  # how many
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe does to a model.
+
+    `transforms` is keyed by parameter or buffer name (the name the graph uses: `aliases` leads every
+    tied name to it).
+    """
+
+    recipe: Recipe
+    anatomy: Anatomy = field(repr=False)
+    maps: Maps = field(repr=False)
+    equations: Equations = field(repr=False)
+    roles: Roles = field(repr=False)
+    transforms: Mapping[str, Transform] = field(repr=False)
+    config_changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    grown: Captured | None = field(default=None, repr=False)  # the grown class's graph
+    native: NativeGrowth | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        return self.anatomy.captured.aliases
+
+    def grown_dims(self) -> list[GrownDims]:
+        store = self.anatomy.store
+        groups: dict[tuple[str, int, int], int] = {}
+        for dim, index in self.maps.dims.items():
+            label = re.sub(r"\.\d+\.", ".*.", store.labels[dim])
+            key = label, store.sizes[dim], len(index)
+            groups[key] = groups.get(key, 0) + 1
+        return [GrownDims(label, size, target, n) for (label, size, target), n in groups.items()]
+
+    def scaled(self) -> dict[str, tuple[float, ...]]:
+        """Parameters that take a scale, and the scales of their pieces."""
+        return {
+            name: tuple(sorted({float(v) for v in t.scale[0].flat}))
+            for name, t in self.transforms.items()
+            if t.scale is not None
+        }
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """Parameters before and after, tied tensors once."""
+        named = [self.transforms[n] for n in self.anatomy.captured.parameters.values() if n in self.transforms]
+        return sum(math.prod(t.source_shape) for t in named), sum(math.prod(t.target_shape) for t in named)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        before, after = self.parameter_counts()
+        return {
+            "recipe": self.recipe.name,
+            "settings": {name: str(value) for name, value in self.recipe.parameters},
+            "config": {name: list(change) for name, change in self.config_changes.items()},
+            "parameters": {"source": before, "target": after},
+            "dims": [vars(d) for d in self.grown_dims()],
+            "scales": {name: list(values) for name, values in self.scaled().items()},
+            "tensors": {
+                name: {
+                    "from": list(t.source_shape),
+                    "to": list(t.target_shape),
+                    "expansion": t.describe(),
+                }
+                for name, t in self.transforms.items()
+                if t.changes
+            },
+            "notes": list(self.notes),
+        }
+
+
+def plan_growth(
+    anatomy: Anatomy,
+    recipe: Recipe,
+    native: NativeGrowth | None = None,
+    grown: Captured | None = None,
+    config_changes: Mapping[str, tuple[Any, Any]] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Plan:
+    """Channel maps, scales and transforms of a growth; `native` says how a transformers class grows,
+    without it the recipe's own axes do.
+
+    Raises PlanError S301..S308 (a pinned dim), S330 (scales that no parameter can take).
+    """
+    maps = native.maps if native is not None else Maps(anatomy.store, axis_targets(recipe, anatomy))
+    refuse_pinned(anatomy, maps)
+    roles = infer_roles(anatomy, recipe)
+    equations = solve_scales(
+        anatomy,
+        maps,
+        roles,
+        native.drift if native else None,
+        native.buffer_scales if native else None,
+    )
+    _refuse_conflicts(anatomy, equations)
+    transforms = build_transforms(anatomy, maps, roles, equations, recipe)
+    return Plan(
+        recipe,
+        anatomy,
+        maps,
+        equations,
+        roles,
+        transforms,
+        config_changes or {},
+        grown,
+        native,
+        (*notes, *_warnings(maps, transforms, recipe)),
+    )
+
+
+def _refuse_conflicts(anatomy: Anatomy, equations: Equations) -> None:
+    conflicts = equations.system.conflicts
+    if not conflicts:
+        return
+    first = conflicts[0]
+    off = "" if math.isnan(first.factor) else f", off by a factor of {first.factor:.4g}"
+    raise PlanError(
+        Diagnostic(
+            "S330",
+            f"no scale of any parameter keeps the function: {first.reason}{off}",
+            notes=tuple(f"{c.reason}: {anatomy.where(c.node)}" for c in conflicts[:4]),
+            help="grow other dims, by an integer factor, or untie the parameters involved",
+        )
+    )
+
+
+def _warnings(maps: Maps, transforms: Mapping[str, Transform], recipe: Recipe) -> tuple[str, ...]:
+    noisy = any(t.noise is not None for t in transforms.values())
+    uneven = any(
+        a.spread is not None and a.spread.name == "uneven" for t in transforms.values() for a in t.axes
+    )
+    if not maps.dims or noisy or uneven:
+        return ()
+    return (
+        "exact clones receive identical gradients and never separate in training: "
+        "add noise or an uneven spread",
+    )

@@ -1,0 +1,119 @@
+"""Log-scales as linear forms, and the system of equations they must satisfy.
+
+For every value v of the graph the grown value is ``σ·E(v)``. ``log σ`` is a linear form over one
+unknown per parameter block; each op adds equations. The system is kept in triangular form: every new
+equation is solved for its *latest* unknown in graph order, so what must move goes into the parameter
+nearest to the place that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Cells = NDArray[Any]  # object array of Form: one entry per piece that may have its own scale
+EPSILON = 1e-9  # of log-scales: sums of a few logarithms of small integers
+
+
+@dataclass(frozen=True)
+class Form:
+    """``constant + Σ coefficient·unknown``; unknowns are integers in graph order."""
+
+    terms: Mapping[int, float] = field(default_factory=dict)
+    constant: float = 0.0
+
+    def __add__(self, other: Form | float) -> Form:
+        if not isinstance(other, Form):
+            return Form(self.terms, self.constant + float(other))
+        if not other.terms:
+            return Form(self.terms, self.constant + other.constant)
+        terms = dict(self.terms)
+        for unknown, coefficient in other.terms.items():
+            total = terms.get(unknown, 0.0) + coefficient
+            if abs(total) < EPSILON:
+                terms.pop(unknown, None)
+            else:
+                terms[unknown] = total
+        return Form(terms, self.constant + other.constant)
+
+    def __mul__(self, factor: float) -> Form:
+        if factor == 0:
+            return ZERO
+        return Form({u: c * factor for u, c in self.terms.items()}, self.constant * factor)
+
+    def __sub__(self, other: Form | float) -> Form:
+        return self + (other * -1.0 if isinstance(other, Form) else -float(other))
+
+
+ZERO = Form()
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """An equation that no scale of any parameter can satisfy."""
+
+    node: str
+    reason: str
+    factor: float  # by how much the value is off
+
+
+@dataclass
+class System:
+    """Equations over the unknowns, solved as they come."""
+
+    count: int = 0
+    solved: dict[int, Form] = field(default_factory=dict)
+    conflicts: list[Conflict] = field(default_factory=list)
+
+    def unknowns(self, shape: tuple[int, ...]) -> Cells:
+        cells = np.empty(shape, dtype=object)
+        for index in np.ndindex(*shape):
+            cells[index] = Form({self.count: 1.0})
+            self.count += 1
+        return cells
+
+    def reduce(self, form: Form) -> Form:
+        """`form` in unknowns that are still free."""
+        while True:
+            bound = [u for u in form.terms if u in self.solved]
+            if not bound:
+                return form
+            latest = max(bound)
+            coefficient = form.terms[latest]
+            rest = Form({u: c for u, c in form.terms.items() if u != latest}, form.constant)
+            form = rest + self.solved[latest] * coefficient
+
+    def require_zero(self, form: Form, node: str, reason: str) -> None:
+        """Add the equation ``form = 0``."""
+        form = self.reduce(form)
+        if not form.terms:
+            if abs(form.constant) > EPSILON:
+                self.conflicts.append(Conflict(node, reason, float(np.exp(form.constant))))
+            return
+        latest = max(form.terms)
+        coefficient = form.terms[latest]
+        rest = Form({u: c for u, c in form.terms.items() if u != latest}, form.constant)
+        self.solved[latest] = rest * (-1.0 / coefficient)
+
+    def value(self, form: Form) -> float:
+        """The scale (not its logarithm) that a form stands for; free unknowns are one."""
+        return float(np.exp(self.reduce(form).constant))
+
+
+def zeros(shape: tuple[int, ...]) -> Cells:
+    cells = np.empty(shape, dtype=object)
+    cells.fill(ZERO)
+    return cells
+
+
+def as_cells(value: Any) -> Cells:
+    """A form that arithmetic on an array without axes has unwrapped, as an array again."""
+    if isinstance(value, np.ndarray):
+        return value
+    cells = np.empty((), dtype=object)
+    cells[()] = value
+    return cells

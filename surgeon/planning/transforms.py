@@ -1,0 +1,171 @@
+"""What happens to each parameter: index maps, shares, scales, noise. A value of the plan, no tensors.
+
+The expansion itself is :mod:`surgeon.rewriting.weights`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.axes.maps import Index, Maps, copies_of
+from surgeon.errors import PlanError, fail
+from surgeon.graph.calls import Axes
+from surgeon.graph.capture import op_name
+from surgeon.graph.inference import Anatomy
+from surgeon.language.syntax import Recipe, Spread
+from surgeon.planning.equations import Equations
+from surgeon.planning.roles import Roles, Use, matches, module_of
+
+SYMMETRIC = Spread("symmetric")
+FIRST = Spread("first")
+
+
+@dataclass(frozen=True)
+class AxisGrowth:
+    """How one axis grows: the map of its channels, whether it is shared out, and how."""
+
+    size: int
+    target: int
+    index: Index | None = field(repr=False)  # None: unchanged
+    spread: Spread | None = None  # None: copied
+
+    @property
+    def copies(self) -> int:
+        return self.target // self.size
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Null-space noise: signal-to-noise ratio in decibel, and the tensor's own seed."""
+
+    snr: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The expansion of one tensor: ``s·E(w + c) - c`` with shares and noise along summed axes."""
+
+    name: str
+    axes: tuple[AxisGrowth, ...]
+    scale: tuple[NDArray[np.float64], tuple[Index, ...]] | None  # cells, and each channel's cell
+    offset: float = 0.0
+    noise: Noise | None = None
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        return tuple(a.size for a in self.axes)
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        return tuple(a.target for a in self.axes)
+
+    @property
+    def changes(self) -> bool:
+        return self.scale is not None or any(a.index is not None for a in self.axes)
+
+    def describe(self) -> str:
+        """In the language's own words: ``copy(0) * share(1) symmetric * 0.5``."""
+        words = [
+            f"share({i}) {axis.spread.name}" if axis.spread else f"copy({i})"
+            for i, axis in enumerate(self.axes)
+            if axis.index is not None
+        ]
+        if self.scale is not None:
+            values = sorted({round(float(v), 6) for v in self.scale[0].flat})
+            words.append("/".join(f"{v:g}" for v in values))
+        if self.noise is not None:
+            words.append(f"noise {self.noise.snr:g} dB")
+        return " * ".join(words) or "unchanged"
+
+
+def build_transforms(
+    anatomy: Anatomy, maps: Maps, roles: Roles, equations: Equations, recipe: Recipe
+) -> dict[str, Transform]:
+    """The transform of every parameter and buffer of the graph, by its own name."""
+    captured = anatomy.captured
+    transforms = {}
+    for table in (captured.parameters, captured.buffers):
+        for placeholder, name in table.items():
+            value = anatomy.values[placeholder][0]
+            if value is None:
+                continue
+            axes = tuple(anatomy.store.resolve(a) for a in value.axes)
+            transforms[name] = _transform(placeholder, name, axes, maps, roles, equations, recipe)
+    return transforms
+
+
+def _transform(
+    placeholder: str,
+    name: str,
+    axes: Axes,
+    maps: Maps,
+    roles: Roles,
+    equations: Equations,
+    recipe: Recipe,
+) -> Transform:
+    shared = roles.shared.get(placeholder, frozenset())
+    uses = roles.uses.get(placeholder, ())
+    growths = []
+    for i, axis in enumerate(axes):
+        size, target = maps.store.size(axis), maps.target_size(axis)
+        if not maps.grows(axis):
+            growths.append(AxisGrowth(size, target, None))
+            continue
+        index = maps.index(axis)
+        spread = None
+        if i in shared:
+            spread = FIRST if i in roles.first.get(placeholder, ()) else _spread(uses, name, recipe)
+            if (copies_of(index, size) == 0).any():
+                raise fail(PlanError, "S316", f"{name}: axis {i} would lose channels")
+        growths.append(AxisGrowth(size, target, index, spread))
+    cells = equations.parameters.get(placeholder)
+    scale = None
+    if cells is not None:
+        numbers = np.vectorize(equations.system.value, otypes=[np.float64])(cells)
+        if (numbers != 1.0).any():
+            scale = numbers, tuple(maps.parts(axis) for axis in axes)
+    noisy = any(g.spread is not None for g in growths)
+    return Transform(
+        name,
+        tuple(growths),
+        scale,
+        equations.offsets.get(placeholder, 0.0),
+        _noise(uses, name, recipe) if noisy else None,
+    )
+
+
+def _addressed(ops: tuple[str, ...], at: tuple[str, ...], uses: tuple[Use, ...], name: str) -> bool:
+    for use in uses:
+        op = op_name(use.call.node)
+        names = {op, op.rpartition(".")[0], use.call.rule.tag or ""}
+        if ("*" in ops or names & set(ops)) and matches(at, module_of(use.call), name):
+            return True
+    return False
+
+
+def _spread(uses: tuple[Use, ...], name: str, recipe: Recipe) -> Spread:
+    """The last spread of the recipe that addresses a reader of this parameter."""
+    summing = tuple(use for use in uses if use.summed)
+    for rule in reversed(recipe.spreads):
+        if _addressed(rule.ops, rule.at, summing, name):
+            return rule.spread
+    return SYMMETRIC
+
+
+def _noise(uses: tuple[Use, ...], name: str, recipe: Recipe) -> Noise | None:
+    for rule in reversed(recipe.noises):
+        if _addressed(rule.ops, rule.at, uses, name):
+            seed = zlib.crc32(f"{recipe.seed}:{name}".encode())
+            return None if rule.snr is None else Noise(rule.snr, seed)
+    return None
+
+
+def summary(transforms: Mapping[str, Transform]) -> tuple[int, int]:
+    """How many tensors change, of how many."""
+    return sum(t.changes for t in transforms.values()), len(transforms)
