@@ -40,6 +40,13 @@ class Captured:
     def graph(self) -> fx.Graph:
         return self.program.graph
 
+    def tied_placeholder(self, placeholder: str) -> str:
+        """The placeholder that stands for a parameter's tensor: of a tied group, the one in use."""
+        name = self.parameters.get(placeholder)
+        if name is None or self.aliases.get(name, name) == name:
+            return placeholder
+        return next(p for p, n in self.parameters.items() if n == self.aliases[name])
+
     @property
     def nodes(self) -> list[fx.Node]:
         return list(self.program.graph.nodes)
@@ -94,7 +101,8 @@ def describe(program: torch.export.ExportedProgram, module: nn.Module) -> Captur
     """Name the placeholders of an exported program and read the shapes of all its nodes."""
     signature = program.graph_signature
     canonical: dict[int, str] = {}
-    used = set(signature.inputs_to_parameters.values())
+    read = {node.name for node in program.graph.nodes if node.users}
+    used = {name for p, name in signature.inputs_to_parameters.items() if p in read}
     named = list(module.named_parameters(remove_duplicate=False))
     for name, parameter in sorted(named, key=lambda item: item[0] not in used):
         canonical.setdefault(id(parameter), name)

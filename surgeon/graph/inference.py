@@ -78,13 +78,17 @@ class Anatomy:
 
 def infer(captured: Captured, rules: tuple[OpRule, ...]) -> Anatomy:
     """Apply `rules` to every node of a graph. Never fails: what cannot be typed is pinned."""
-    store, values, calls, refused = Store(), {}, {}, set()
+    store = Store()
+    values: Values = {}
+    calls: dict[str, Call] = {}
+    refused: set[str] = set()
+    tied: dict[str, Value] = {}
     table = rules_by_name(rules)
     for node in captured.graph.nodes:
         store.here = node.name
         shapes = captured.shapes[node.name]
         if node.op == "placeholder":
-            values[node.name] = _placeholder(node, captured, store, shapes)
+            values[node.name] = _placeholder(node, captured, store, shapes, tied)
         elif node.op == "call_function" and node.target is operator.getitem:
             values[node.name] = _getitem(node, values)
         elif node.op == "call_function":
@@ -93,12 +97,19 @@ def infer(captured: Captured, rules: tuple[OpRule, ...]) -> Anatomy:
 
 
 def _placeholder(
-    node: fx.Node, captured: Captured, store: Store, shapes: tuple[tuple[int, ...] | None, ...]
+    node: fx.Node,
+    captured: Captured,
+    store: Store,
+    shapes: tuple[tuple[int, ...] | None, ...],
+    tied: dict[str, Value],
 ) -> tuple[Value | None, ...]:
     (shape,) = shapes if len(shapes) == 1 else (None,)
     if shape is None:
         return (None,)
     name = captured.parameters.get(node.name) or captured.buffers.get(node.name)
+    twin = captured.tied_placeholder(node.name)
+    if twin in tied:  # another name of a tied parameter: the same axes
+        return (tied[twin],)
     axes = fresh_axes(store, shape, name or node.name)
     if name is None:
         reason = "it is an axis of an input" if node.name in captured.inputs else "it is a constant"
@@ -106,7 +117,9 @@ def _placeholder(
             store.pin(axis, "S301", reason)
         return (Value(axes, made=True),)
     if node.name in captured.parameters:
-        return (Value(axes, origin=Origin(node.name, tuple(frozenset([i]) for i in range(len(axes))))),)
+        origin = Origin(twin, tuple(frozenset([i]) for i in range(len(axes))))
+        tied[twin] = Value(axes, origin=origin)
+        return (tied[twin],)
     return (Value(axes),)
 
 

@@ -185,7 +185,8 @@ def concatenate(call: Call, store: Store) -> Outputs:
     several = [axes for axes in several if axes]
     dim = call.axis_arg(call.arg("dim", 0), len(several[0]))
     out = _zip_others(call, store, several, dim)
-    out[dim] = store.resolve((Cat(tuple(axes[dim] for axes in several)),))
+    laid = tuple(axes[dim] for axes in several if store.size(axes[dim]))
+    out[dim] = store.resolve((Cat(laid),))
     return [tuple(out)]
 
 

@@ -94,8 +94,11 @@ def infer(call: Call, store: Store) -> list[Axes]:
             for name in role.axes:
                 store.pin(bound.get(name, UNIT), *ROLE_PINS[role.word])
     outputs = []
-    for pattern in signature.outputs:
+    for number, pattern in enumerate(signature.outputs):
         axes = [bound.get(name, UNIT) for name in pattern.names]
+        shape = call.shapes[number] if number < len(call.shapes) else None
+        if "_" in pattern.names and shape is not None:  # an output that nothing reads
+            axes = [store.fresh(size, call.node.name) for size in shape]
         if pattern.ellipsis is not None:
             axes[pattern.ellipsis : pattern.ellipsis] = rest
         outputs.append(tuple(axes))

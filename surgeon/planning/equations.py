@@ -294,7 +294,7 @@ class Equations:
         start, stop, step = call.arg("start"), call.arg("end"), call.arg("step", 1)
         known = all(v is None or isinstance(v, int) for v in (start, stop, step))
         channels = np.arange(size)[slice(start, stop, step)] if known else np.arange(min(length, size))
-        if len(channels) != length:
+        if len(channels) != length or not length:
             return zeros(self.shape(self._axes(call.node.name)))
         return self._pick(call, dim, channels)
 
@@ -334,6 +334,7 @@ class Equations:
     def _concatenate(self, call: Call) -> Cells:
         tensors = [t for t in call.args[0] if self._axes(t.name)]
         dim = call.axis_arg(call.arg("dim", 0), len(self._axes(tensors[0].name)))
+        tensors = [t for t in tensors if self.anatomy.store.size(self._axes(t.name)[dim])]
         return self._joined(
             call, dim, [(self.of(t), self._source_parts(self._axes(t.name)[dim])) for t in tensors]
         )

@@ -101,7 +101,8 @@ class System:
 
     def value(self, form: Form) -> float:
         """The scale (not its logarithm) that a form stands for; free unknowns are one."""
-        return float(np.exp(self.reduce(form).constant))
+        constant = self.reduce(form).constant
+        return 1.0 if abs(constant) < EPSILON else float(np.exp(constant))
 
 
 def zeros(shape: tuple[int, ...]) -> Cells:

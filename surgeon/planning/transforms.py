@@ -93,7 +93,7 @@ def build_transforms(
     for table in (captured.parameters, captured.buffers):
         for placeholder, name in table.items():
             value = anatomy.values[placeholder][0]
-            if value is None:
+            if value is None or captured.aliases.get(name, name) != name:
                 continue
             axes = tuple(anatomy.store.resolve(a) for a in value.axes)
             transforms[name] = _transform(placeholder, name, axes, maps, roles, equations, recipe)

@@ -1,0 +1,106 @@
+"""The fx graph of a plain module rewritten for its grown sizes: a trainable module with the original
+parameter names, and an exported program for ``model.pt2``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from surgeon.planning.literals import grown_args
+from surgeon.planning.plan import Plan
+
+
+class GrownModule(nn.Module):
+    """A grown module: the rewritten graph over parameters and buffers under their original names."""
+
+    def __init__(self, graph_module: fx.GraphModule, state: Mapping[str, Tensor], plan: Plan):
+        super().__init__()
+        captured = plan.anatomy.captured
+        self._slots = [
+            captured.parameters.get(p) or captured.buffers.get(p)
+            for p in _leading_placeholders(captured.graph)
+        ]
+        names = set(captured.parameters.values())
+        self._constants = captured.constants
+        self._order = [n for n in captured.graph.nodes if n.op == "placeholder"]
+        self._body = [graph_module]  # in a list: its graph is not a submodule of ours
+        for name, value in state.items():
+            _place(self, name, value, is_parameter=name in names)
+        for alias, name in plan.aliases.items():
+            if alias != name and name in names:
+                _place(self, alias, self.get_parameter(name), is_parameter=True)
+        self._inputs = captured.inputs
+        self._known = {**captured.parameters, **captured.buffers}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes the source module's positional arguments, then its keyword arguments by name."""
+        given = dict(zip(self._inputs, args, strict=False)) | kwargs
+        values = []
+        for node in self._order:
+            if node.name in self._known:
+                values.append(_lookup(self, self._known[node.name]))
+            elif node.name in self._constants:
+                values.append(self._constants[node.name])
+            else:
+                values.append(given[node.name])
+        out = self._body[0](*values)
+        return out[0] if isinstance(out, (tuple, list)) and len(out) == 1 else out
+
+
+def _leading_placeholders(graph: fx.Graph) -> list[str]:
+    return [n.name for n in graph.nodes if n.op == "placeholder"]
+
+
+def _place(root: nn.Module, name: str, value: Tensor, is_parameter: bool) -> None:
+    *parents, last = name.split(".")
+    module = root
+    for parent in parents:
+        if not hasattr(module, parent):
+            module.add_module(parent, nn.Module())
+        module = getattr(module, parent)
+    if is_parameter:
+        wrapped = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+        module.register_parameter(last, wrapped)
+    else:
+        module.register_buffer(last, value)
+
+
+def _lookup(root: nn.Module, name: str) -> Any:
+    module: Any = root
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module
+
+
+def rewrite(plan: Plan, state: Mapping[str, Tensor]) -> GrownModule:
+    """The grown module: the plan's graph with its sizes rewritten, over the expanded `state`.
+
+    Args:
+        state: expanded tensors by parameter or buffer name, tied ones once.
+    """
+    source = plan.anatomy.captured.graph
+    graph = fx.Graph()
+    twins: dict[fx.Node, fx.Node] = {}
+    for node in source.nodes:
+        if node.op == "call_function":
+            if "_assert_tensor_metadata" in str(node.target):
+                continue
+            args, kwargs = grown_args(node, plan.anatomy, plan.maps)
+            args = fx.map_arg(args, lambda n: twins[n])
+            kwargs = fx.map_arg(kwargs, lambda n: twins[n])
+            twins[node] = graph.create_node("call_function", node.target, args, kwargs, node.name)
+        elif node.op == "output":
+            twins[node] = graph.output(fx.map_arg(node.args[0], lambda n: twins[n]))
+        else:
+            twins[node] = graph.create_node(node.op, node.target, (), {}, node.name)
+    graph.lint()
+    return GrownModule(fx.GraphModule(nn.Module(), graph), state, plan)
+
+
+def export(module: GrownModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The grown module as an exported program, batch size symbolic where it can be."""
+    with torch.no_grad():
+        return torch.export.export(module.eval(), args, kwargs, strict=False)

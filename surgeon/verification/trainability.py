@@ -1,0 +1,91 @@
+"""Whether new capacity can wake up: one backward pass, and how different the copies' gradients are.
+
+Exact clones receive identical gradients and stay equal under SGD and Adam (Joudaki et al. 2025), so a
+figure of zero means that training will never use the new width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surgeon.axes.maps import NEW, copies_of
+from surgeon.planning.plan import Plan
+
+
+@dataclass(frozen=True)
+class Asymmetry:
+    """For one group of grown dims: how far copies' gradients are apart, relative to the gradient.
+
+    Zero: identical, the copies never separate. One: unrelated.
+    """
+
+    label: str
+    size: int
+    target: int
+    asymmetry: float
+
+
+def gradient_asymmetry(plan: Plan, gradients: Mapping[str, Tensor]) -> list[Asymmetry]:
+    """Per grown dim, the largest asymmetry over the parameters that it produces or feeds.
+
+    Args:
+        gradients: of the grown parameters, by name.
+    """
+    store = plan.anatomy.store
+    found: dict[tuple[str, int, int], list[float]] = {}
+    for name, gradient in gradients.items():
+        transform = plan.transforms.get(name)
+        if transform is None:
+            continue
+        axes = plan.anatomy.parameter_axes(name)
+        for dim, (axis, growth) in enumerate(zip(axes, transform.axes, strict=True)):
+            if growth.index is None:
+                continue
+            value = _apart(gradient, dim, growth.index, growth.size)
+            for leaf in dict.fromkeys(store.leaves(axis)):
+                if leaf in plan.maps.dims:
+                    label = re.sub(r"\.\d+\.", ".*.", store.labels[leaf])
+                    key = label, store.sizes[leaf], len(plan.maps.dims[leaf])
+                    found.setdefault(key, []).append(value)
+    return [Asymmetry(label, s, t, max(values)) for (label, s, t), values in found.items()]
+
+
+def _apart(gradient: Tensor, dim: int, index: np.ndarray, size: int) -> float:
+    """``‖g - mean of g over copies‖ / ‖g‖`` along one axis."""
+    kept = np.flatnonzero(index != NEW)
+    rows = gradient.double().index_select(dim, torch.from_numpy(kept).to(gradient.device))
+    source = torch.from_numpy(index[kept]).to(gradient.device)
+    shape = list(rows.shape)
+    shape[dim] = size
+    counts = torch.from_numpy(np.maximum(copies_of(index, size), 1)).to(rows)
+    counts = counts.reshape([-1 if i == dim else 1 for i in range(rows.ndim)])
+    means = torch.zeros(shape, dtype=rows.dtype, device=rows.device).index_add_(dim, source, rows) / counts
+    norm = float(rows.norm())
+    return float((rows - means.index_select(dim, source)).norm()) / norm if norm else 0.0
+
+
+def backward(model: torch.nn.Module, inputs: Mapping[str, object]) -> dict[str, Tensor]:
+    """The gradients of a random linear functional of the model's first output, by parameter name."""
+    generator = torch.Generator().manual_seed(0)
+    model.zero_grad(set_to_none=True)
+    with torch.enable_grad():
+        output = first_tensor(model(**inputs))
+        weight = torch.randn(output.shape, generator=generator).to(output)
+        (torch.nn.functional.log_softmax(output, -1) * weight).mean().backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return gradients
+
+
+def first_tensor(output: object) -> Tensor:
+    """The first floating tensor of a model's output, whatever holds it."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if hasattr(output, "values") else output
+    return next(first_tensor(v) for v in values if isinstance(v, (Tensor, tuple, list, dict)))  # type: ignore[attr-defined]
