@@ -1,0 +1,1 @@
+"""Safetensors checkpoints: read with suspicion, written all or nothing."""

@@ -1,0 +1,1 @@
+"""Where models come from: transformers folders and configs, Python factories."""

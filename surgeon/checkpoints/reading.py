@@ -1,0 +1,196 @@
+"""A checkpoint folder opened lazily, its headers checked before anything is believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from surgeon.errors import CheckpointError, fail
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MAX_HEADER = 100 * 1024 * 1024
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a checkpoint, as its header describes it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    bytes: int
+
+
+@dataclass
+class Checkpoint:
+    """The tensors of a folder by name; values are read on demand, memory-mapped."""
+
+    folder: Path
+    entries: Mapping[str, Entry]
+    _open: dict[Path, Any] = field(default_factory=dict, repr=False)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor. Raises CheckpointError S404 when it holds NaN or infinity."""
+        entry = self.entries[name]
+        if entry.file not in self._open:
+            self._open[entry.file] = safe_open(entry.file, framework="pt")
+        tensor = self._open[entry.file].get_tensor(name)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+            if not bool(torch.isfinite(tensor).all()):
+                raise fail(CheckpointError, "S404", f"{name} in {entry.file.name} holds NaN or infinity")
+        return tensor
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(e.bytes for e in self.entries.values())
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open a folder's weights. Raises CheckpointError S401 (no weights, or unsafe ones only), S402 (a
+    shard is missing or outside the folder), S403 (a header that does not fit its file)."""
+    if (folder / INDEX).is_file():
+        return Checkpoint(folder, _sharded(folder))
+    if (folder / SINGLE).is_file():
+        return Checkpoint(folder, read_header(folder / SINGLE))
+    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+    if pickles:
+        raise fail(
+            CheckpointError,
+            "S401",
+            f"{folder} holds weights only as pickles ({pickles[0]}), which can run code and are not opened",
+            help="convert them once: model.save_pretrained(folder) writes safetensors",
+        )
+    raise fail(CheckpointError, "S401", f"{folder} holds no {SINGLE}", help="is the download complete?")
+
+
+def _sharded(folder: Path) -> dict[str, Entry]:
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        weight_map = dict(index["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise fail(CheckpointError, "S402", f"{INDEX} is not a readable index: {error}") from error
+    headers: dict[str, dict[str, Entry]] = {}
+    entries: dict[str, Entry] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise fail(CheckpointError, "S402", f"{INDEX} points outside the folder: {shard}")
+        if shard not in headers:
+            if not (folder / shard).is_file():
+                raise fail(CheckpointError, "S402", f"the shard {shard} is missing", help="is the download complete?")
+            headers[shard] = read_header(folder / shard)
+        if name not in headers[shard]:
+            raise fail(CheckpointError, "S402", f"{INDEX} says that {shard} holds {name}, but it does not")
+        entries[name] = headers[shard][name]
+    return entries
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """The tensors of one safetensors file, every stretch of bytes checked against the file's size."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER):
+                raise ValueError("the file is shorter than its header says")
+            header = json.loads(stream.read(length), object_pairs_hook=_no_duplicates)
+        entries = {}
+        end = 0
+        described = [(n, d) for n, d in header.items() if n != "__metadata__"]
+        for name, about in sorted(described, key=lambda item: item[1]["data_offsets"]):
+            begin, stop = about["data_offsets"]
+            shape, dtype = tuple(about["shape"]), about["dtype"]
+            if dtype not in DTYPES:
+                raise ValueError(f"{name} has the dtype {dtype}, which is not supported")
+            count = WIDTHS.get(dtype, 1)
+            for extent in shape:
+                count *= extent
+            if begin != end or stop - begin != count or 8 + length + stop > size:
+                raise ValueError(f"{name} does not fit the file")
+            end = stop
+            entries[name] = Entry(file, shape, DTYPES[dtype], stop - begin)
+        if 8 + length + end != size:
+            raise ValueError("the file is longer or shorter than its tensors")
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise fail(
+            CheckpointError,
+            "S403",
+            f"{file.name} is not a sound safetensors file: {error}",
+            help="download it again",
+        ) from error
+    return entries
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in out:
+            raise ValueError(f"{key} stands twice in the header")
+        out[key] = value
+    return out
+
+
+def resolve_names(
+    wanted: Mapping[str, tuple[int, ...]], aliases: Mapping[str, str], checkpoint: Checkpoint, prefix: str
+) -> dict[str, str]:
+    """For each tensor of the module its name on disk.
+
+    A name may lack or carry the base model's prefix, and a tied tensor may stand under any of its
+    names. Raises CheckpointError S405 (missing) and S406 (another shape).
+    """
+    groups: dict[str, list[str]] = {}
+    for alias, name in aliases.items():
+        groups.setdefault(name, []).append(alias)
+    found, missing = {}, []
+    for name, shape in wanted.items():
+        candidates = _spellings([name, *groups.get(name, ())], prefix)
+        disk = next((c for c in candidates if c in checkpoint.entries), None)
+        if disk is None:
+            missing.append(name)
+            continue
+        if checkpoint.entries[disk].shape != shape:
+            raise fail(
+                CheckpointError,
+                "S406",
+                f"{disk} has the shape {checkpoint.entries[disk].shape} where the config asks for {shape}",
+                help="do config.json and the weights belong together?",
+            )
+        found[name] = disk
+    if missing:
+        raise fail(
+            CheckpointError,
+            "S405",
+            f"{len(missing)} tensors are missing from the checkpoint: {', '.join(missing[:4])}",
+            help="is the download complete, and config.json the right one?",
+        )
+    return found
+
+
+def _spellings(names: Iterable[str], prefix: str) -> list[str]:
+    out = []
+    for name in names:
+        out.append(name)
+        if prefix:
+            out.append(name.removeprefix(prefix + "."))
+            out.append(f"{prefix}.{name}")
+    return out

@@ -1,0 +1,190 @@
+"""What MODEL on the command line means: a transformers folder or hub id, a config.json, or a factory."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from surgeon.errors import ModelError, fail
+
+
+@dataclass(frozen=True)
+class TransformersSource:
+    """A transformers model: its config and class, and the folder with its weights, if any."""
+
+    name: str
+    config: Any = field(repr=False)
+    model_class: Any = field(repr=False)
+    folder: Path | None  # None: no weights, plan and dims only
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config.model_type)
+
+
+@dataclass(frozen=True)
+class ModuleSource:
+    """A plain module with the inputs to capture it on."""
+
+    name: str
+    module: nn.Module = field(repr=False)
+    args: tuple[Any, ...] = field(repr=False)
+    kwargs: dict[str, Any] = field(repr=False)
+
+
+Source = TransformersSource | ModuleSource
+
+
+def open_source(model: str, trust_remote_code: bool = False) -> Source:
+    """Find a model by what the user wrote. Raises ModelError S201..S208."""
+    path = Path(model)
+    if path.is_dir():
+        return _folder(path, model, trust_remote_code)
+    if path.is_file():
+        if path.suffix != ".json":
+            raise fail(ModelError, "S201", f"{model} is a file, not a model folder", help="name its folder")
+        return _from_config(_read_json(path), model, None, trust_remote_code)
+    if ":" in model:
+        return _factory(model)
+    if model.count("/") == 1 and not model.startswith((".", "/")):
+        return _folder(_download(model), model, trust_remote_code)
+    raise fail(
+        ModelError,
+        "S201",
+        f"there is no model {model}",
+        expected="a folder, a hub id such as owner/name, a config.json, or package.module:factory",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise fail(ModelError, "S202", f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise fail(ModelError, "S202", f"{path} holds no JSON object")
+    return content
+
+
+def _folder(path: Path, name: str, trust_remote_code: bool) -> TransformersSource:
+    config = path / "config.json"
+    if not config.is_file():
+        raise fail(ModelError, "S202", f"{name} has no config.json", help="is it a transformers model folder?")
+    return _from_config(_read_json(config), name, path, trust_remote_code)
+
+
+def _from_config(
+    content: dict[str, Any], name: str, folder: Path | None, trust_remote_code: bool
+) -> TransformersSource:
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if content.get("auto_map") and not trust_remote_code:
+        raise fail(
+            ModelError,
+            "S203",
+            f"{name} brings Python code of its own, which surgeon does not run unasked",
+            help="read the code, then add --trust-remote-code",
+        )
+    model_type = content.get("model_type", "")
+    if content.get("auto_map"):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    elif model_type not in CONFIG_MAPPING:
+        near = get_close_matches(str(model_type), list(CONFIG_MAPPING), 1)
+        raise fail(
+            ModelError,
+            "S204",
+            f"{name}: transformers knows no model type {model_type!r}",
+            help=f"did you mean {near[0]}?" if near else "does it need a newer transformers?",
+        )
+    else:
+        try:
+            config = CONFIG_MAPPING[model_type].from_dict(content)
+        except Exception as error:
+            raise fail(ModelError, "S220", f"{name}: its class refuses its config: {error}") from error
+    return TransformersSource(name, config, _model_class(content, config, name), folder)
+
+
+def _model_class(content: dict[str, Any], config: Any, name: str) -> Any:
+    """The class the config names, else the one that generates text, else the bare model."""
+    import transformers
+
+    for architecture in content.get("architectures") or []:
+        found = getattr(transformers, architecture, None)
+        if found is not None:
+            return found
+        near = get_close_matches(architecture, dir(transformers), 1)
+        raise fail(
+            ModelError,
+            "S205",
+            f"{name}: transformers has no class {architecture}",
+            help=f"did you mean {near[0]}?" if near else "does it need a newer transformers?",
+        )
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
+        if type(config) in auto._model_mapping:
+            return auto._model_mapping[type(config)]
+    raise fail(ModelError, "S205", f"{name}: no class for the model type {config.model_type}")
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]
+    try:
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise fail(
+            ModelError,
+            "S206",
+            f"{model} is no folder here, and the hub did not give it: {lines[0] if lines else type(error).__name__}",
+            help="check the name and the network, or download the model and name its folder",
+        ) from error
+
+
+def _factory(spec: str) -> ModuleSource:
+    module_name, _, function = spec.partition(":")
+    if not module_name or not function:
+        raise fail(ModelError, "S207", f"{spec!r} is not of the form package.module:factory")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise fail(ModelError, "S207", f"{module_name} cannot be imported: {error}") from error
+    factory = getattr(module, function, None)
+    if not callable(factory):
+        near = get_close_matches(function, dir(module), 1)
+        raise fail(
+            ModelError,
+            "S207",
+            f"{module_name} has no function {function}",
+            help=f"did you mean {near[0]}?" if near else None,
+        )
+    try:
+        made = factory()
+    except Exception as error:
+        raise fail(ModelError, "S207", f"{spec} failed: {type(error).__name__}: {error}") from error
+    return from_factory_value(made, spec)
+
+
+def from_factory_value(made: Any, name: str) -> ModuleSource:
+    """``(module, args)`` or ``(module, args, kwargs)``. Raises ModelError S208."""
+    if not (
+        isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], nn.Module) and isinstance(made[1], (tuple, list))
+    ):
+        raise fail(
+            ModelError,
+            "S208",
+            f"{name} returned {type(made).__name__}",
+            expected="(module, args) or (module, args, kwargs)",
+        )
+    return ModuleSource(name, made[0].eval(), tuple(made[1]), dict(made[2]) if len(made) == 3 else {})
