@@ -1,0 +1,159 @@
+"""A model made ready for surgery: captured, typed, and planned. The way from MODEL to Plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import SurgeonError
+from surgeon.graph.capture import capture
+from surgeon.graph.inference import Anatomy, infer
+from surgeon.language import builtin_families, builtin_rules
+from surgeon.language.syntax import AxisDim, Program, Recipe
+from surgeon.models.native import build_config, build_meta, example_inputs, field_value, numeric_fields
+from surgeon.models.source import Source, TransformersSource
+from surgeon.planning.growth import config_request
+from surgeon.planning.native import companions, compare
+from surgeon.planning.plan import Plan, plan_growth
+
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A source model and its anatomy.
+
+    `module` is on meta for a transformers model; `buffers` holds the real values of its buffers.
+    """
+
+    source: Source
+    module: nn.Module = field(repr=False)
+    anatomy: Anatomy = field(repr=False)
+    buffers: Mapping[str, Tensor] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """A planned growth of a subject; for a transformers model with the grown class's config and
+    buffers."""
+
+    subject: Subject
+    plan: Plan
+    config: Any = None
+    grown_buffers: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+
+def examine(source: Source, program: Program | None = None, stage: Stage = lambda _: None) -> Subject:
+    """Capture a model and infer its dims. Raises ModelError S210, S211, S220."""
+    rules = (*builtin_rules(), *(program.rules if program else ()))
+    stage("tracing the model")
+    if isinstance(source, TransformersSource):
+        module, buffers = build_meta(source.config, source.model_class)
+        inputs, dynamic = example_inputs(module)
+        captured = capture(module, (), inputs, dynamic)
+    else:
+        module = source.module
+        buffers = {name: b.detach() for name, b in module.named_buffers()}
+        captured = capture(module, source.args, source.kwargs, _dynamic_batch(source.args, source.kwargs))
+    stage("inferring dims")
+    return Subject(source, module, infer(captured, rules), buffers)
+
+
+def _dynamic_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first axis of every tensor input symbolic, where they agree on its size."""
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim]
+    if len({t.shape[0] for t in tensors}) != 1 or tensors[0].shape[0] < 2:
+        return None
+    batch = torch.export.Dim("batch", min=2, max=4096)
+
+    def shape(a: Any) -> Any:
+        return {0: batch} if isinstance(a, Tensor) and a.ndim else None
+
+    return tuple(shape(a) for a in args) + tuple(shape(a) for a in kwargs.values())
+
+
+def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = lambda _: None) -> Surgery:
+    """Plan a growth. Raises PlanError S3xx, ModelError S220."""
+    if not isinstance(subject.source, TransformersSource):
+        stage("planning")
+        return Surgery(subject, plan_growth(subject.anatomy, recipe))
+    source, anatomy = subject.source, subject.anatomy
+    families = (*builtin_families(), *program.families)
+
+    def read(name: str) -> Any:
+        return field_value(source.config, name)
+
+    def fields_of_axis(target: AxisDim) -> tuple[str, ...]:
+        return _fields_of_axis(subject, target)
+
+    request = config_request(recipe, source.model_type, families, read, fields_of_axis)
+    fields = numeric_fields(source.config)
+    extra = companions(request.changes, fields, lambda name: _moved_dims(subject, name))
+    changes = {**request.changes, **extra}
+    notes = (*request.notes, *(f"config.{name} speaks of the same dim and grows along" for name in extra))
+    stage("tracing the grown class")
+    config = build_config(source.config, changes)
+    grown_module, grown_buffers = build_meta(config, source.model_class)
+    inputs, dynamic = example_inputs(subject.module)
+    grown = capture(grown_module, (), inputs, dynamic)
+    stage("planning")
+    native = compare(anatomy, grown, subject.buffers, grown_buffers)
+    before = {name: (read(name), value) for name, value in changes.items()}
+    plan = plan_growth(anatomy, recipe, native, grown, before, notes)
+    return Surgery(subject, plan, config, grown_buffers)
+
+
+def _probe(subject: Subject, name: str) -> dict[str, tuple[int, ...]] | None:
+    """The parameter shapes of the class with one field doubled; None when the class refuses it."""
+    assert isinstance(subject.source, TransformersSource)
+    value = field_value(subject.source.config, name)
+    try:
+        config = build_config(subject.source.config, {name: value * 2})
+        module, _ = build_meta(config, subject.source.model_class)
+    except SurgeonError:
+        return None
+    return {n: tuple(p.shape) for n, p in module.named_parameters()}
+
+
+def _moved_dims(subject: Subject, name: str) -> frozenset[int]:
+    """The dims that move with a config field: those of parameter axes that are one dim alone."""
+    shapes = _probe(subject, name)
+    if shapes is None:
+        return frozenset()
+    found = set()
+    for parameter in subject.anatomy.captured.parameters.values():
+        axes = subject.anatomy.parameter_axes(parameter)
+        after = shapes.get(parameter)
+        if after is None or len(after) != len(axes):
+            continue
+        for axis, size in zip(axes, after, strict=True):
+            if len(axis) == 1 and isinstance(axis[0], int) and size != subject.anatomy.store.size(axis):
+                found.add(axis[0])
+    return frozenset(found)
+
+
+def _fields_of_axis(subject: Subject, target: AxisDim) -> tuple[str, ...]:
+    """The config fields that move a parameter's axis, found by probing."""
+    assert isinstance(subject.source, TransformersSource)
+    found = []
+    names = [n for n in subject.anatomy.captured.parameters.values() if fnmatchcase(n, target.parameter)]
+    for name, value in numeric_fields(subject.source.config).items():
+        for parameter in names[:1]:
+            axes = subject.anatomy.parameter_axes(parameter)
+            if target.axis >= len(axes) or subject.anatomy.store.size(axes[target.axis]) % value:
+                continue
+            shapes = _probe(subject, name)
+            after = shapes.get(parameter) if shapes else None
+            if after and after[target.axis] != subject.anatomy.store.size(axes[target.axis]):
+                found.append(name)
+    return tuple(found)
+
+
+def without_growth(recipe: Recipe) -> Recipe:
+    """A recipe that only names how copies share: for comparing two given models."""
+    return replace(recipe, grows=())
