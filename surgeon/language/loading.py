@@ -1,0 +1,199 @@
+"""Files to programs: `use` followed, declarations resolved, every finding of a file at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from lark import Token, Tree
+
+from surgeon.errors import Diagnostic, LanguageError, Span, fail
+from surgeon.language.parsing import beside_package, parse
+from surgeon.language.recipes import recipe as resolve_recipe
+from surgeon.language.report import Report, listing, nearest, read
+from surgeon.language.rules import family as resolve_family
+from surgeon.language.rules import op_rule
+from surgeon.language.syntax import Family, OpRule, Program
+from surgeon.language.trees import token, tokens, tree, unquoted
+
+MAX_DEPTH = 16
+"""How deep `use` may go."""
+
+SUFFIX = ".surgery"
+T = TypeVar("T")
+
+
+@cache
+def library() -> Path:
+    """The folder of the recipes, op rules and families that come with surgeon."""
+    return beside_package("recipes")
+
+
+def load(path: str | Path, settings: Mapping[str, str] | None = None, recipe: str | None = None) -> Program:
+    """Read, resolve and check a file and all it uses.
+
+    ``path`` is a file, or the name of one in the library such as ``hyperclone``. ``settings`` are
+    parameter values as text (``{"n": "3"}``). They go to the recipe called ``recipe``, which is
+    needed only when the file declares several; the program then holds this one alone.
+
+    Raises LanguageError with every finding of the file, or of the first broken file it uses.
+    """
+    file = find(path)
+    return _Loader(settings or {}, recipe).file(read(file), str(file), (file.resolve(),))
+
+
+def loads(
+    text: str, name: str = "<string>", settings: Mapping[str, str] | None = None, recipe: str | None = None
+) -> Program:
+    """Like :func:`load` for a text; its ``use`` looks in the library and the working folder."""
+    return _Loader(settings or {}, recipe).file(text, name, ())
+
+
+def check(path: str | Path) -> list[Diagnostic]:
+    """What is wrong with a file, parameters without a default being no fault of it."""
+    try:
+        file = find(path)
+        _Loader({}, None, open_parameters=True).file(read(file), str(file), (file.resolve(),))
+    except LanguageError as error:
+        return list(error.diagnostics)
+    return []
+
+
+def find(path: str | Path) -> Path:
+    """The file that a path or a library name stands for. Raises LanguageError S106."""
+    file = Path(path)
+    if file.is_file() or file.is_dir():
+        return file
+    if file.parent == Path("."):
+        in_library = library() / (file.name if file.suffix == SUFFIX else file.name + SUFFIX)
+        if in_library.is_file():
+            return in_library
+    known = [p.stem for p in library().glob(f"*{SUFFIX}")]
+    help = nearest(file.name.removesuffix(SUFFIX), known)
+    raise fail(
+        LanguageError,
+        "S106",
+        f"there is no file {path}, and no recipe of that name in the library",
+        expected=f"a file, or {listing(sorted(known))}" if known else None,
+        help=help,
+    )
+
+
+class _Loader:
+    """Reads one file and those it uses, each once."""
+
+    def __init__(self, settings: Mapping[str, str], recipe: str | None, open_parameters: bool = False) -> None:
+        self.settings, self.recipe, self.open_parameters = settings, recipe, open_parameters
+        self.done: dict[Path, Program] = {}
+
+    def file(self, text: str, name: str, chain: tuple[Path, ...]) -> Program:
+        """The program of one text. ``chain`` is the files that led here, itself included."""
+        report = Report(text, name)
+        declarations = parse(report)
+        used = [self._use(d, report, chain) for d in declarations if d.data == "use"]
+        rules = [rule for program in used for rule in program.rules]
+        families = [f for program in used for f in program.families]
+        own_rules = [op_rule(d, report) for d in declarations if d.data == "op"]
+        own_families = [resolve_family(d, report) for d in declarations if d.data == "family"]
+        _distinct(declarations, report)
+        recipes = []
+        mine = [d for d in declarations if d.data == "recipe"]
+        if len(chain) <= 1:  # recipes of used files are not grown by
+            known = [*(builtin_rules() if mine else ()), *rules, *own_rules]
+            for declaration in self._chosen(mine, report):
+                recipes.append(
+                    resolve_recipe(declaration, report, self.settings, known, self.open_parameters)
+                )
+        report.finish()
+        return Program(
+            tuple(recipes),
+            _unique([*rules, *own_rules]),
+            _unique([*families, *own_families]),
+        )
+
+    def _chosen(self, recipes: list[Tree], report: Report) -> list[Tree]:
+        names = [token(d, "NAME") for d in recipes]
+        start = Span(report.name, 1, 1, 1, 1)
+        if self.recipe is not None:
+            chosen = [d for d, name in zip(recipes, names, strict=True) if name == self.recipe]
+            if not chosen and not report.diagnostics:
+                report.error(
+                    "S135",
+                    f"there is no recipe `{self.recipe}` in {report.name}",
+                    start,
+                    expected=listing(map(str, names)) if names else None,
+                    near=(self.recipe, names),
+                )
+            return chosen
+        if self.settings and len(recipes) != 1 and not report.diagnostics:
+            several = "several recipes" if recipes else "no recipe"
+            report.error("S135", f"{report.name} has {several} to set parameters of", start)
+            return []
+        return recipes
+
+    def _use(self, declaration: Tree, report: Report, chain: tuple[Path, ...]) -> Program:
+        where = token(declaration, "STRING")
+        name = unquoted(where)
+        folder = chain[-1].parent if chain else Path.cwd()
+        file = next((f for f in (folder / name, library() / name) if f.is_file()), None)
+        if file is None:
+            known = [str(f.relative_to(library())) for f in sorted(library().rglob(f"*{SUFFIX}"))]
+            report.error(
+                "S107",
+                f"there is no file {name}",
+                where,
+                expected=f"a file beside {Path(report.name).name} or in the library {library()}",
+                near=(name, known),
+            )
+            return Program((), (), ())
+        file = file.resolve()
+        if file in chain:
+            report.error("S108", f"{name} uses itself", where, help="files that use each other must become one file")
+        elif len(chain) > MAX_DEPTH:
+            report.error("S109", f"`use` goes deeper than {MAX_DEPTH} files", where)
+        else:
+            if file not in self.done:
+                self.done[file] = self.file(read(file), str(file), (*chain, file) if chain else (Path(), file))
+            return self.done[file]
+        return Program((), (), ())
+
+
+def _distinct(declarations: Iterable[Tree], report: Report) -> None:
+    """A finding for what one file declares twice. Over files the later declaration wins."""
+    seen: dict[tuple[str, str], Token] = {}
+    for declaration in declarations:
+        names = tree(declaration, "names") if declaration.data == "op" else None
+        own = [] if declaration.data == "use" else tokens(declaration, "NAME")[:1]
+        for name in tokens(names, "DOTTED") if names else own:
+            first = seen.setdefault((declaration.data, str(name)), name)
+            if first is not name and not (names and first in tokens(names, "DOTTED")):
+                what = "op rule" if names else declaration.data
+                report.error(
+                    "S110", f"the {what} `{name}` is declared twice", name, help=f"the first is in line {first.line}"
+                )
+
+
+def _unique(items: Iterable[T]) -> tuple[T, ...]:
+    """Without repetitions, as when two used files use a third; the order is kept."""
+    return tuple(dict.fromkeys(items))
+
+
+# ── the library ──────────────────────────────────────────────────────────────────────────
+
+
+def _folder(name: str) -> list[Program]:
+    return [load(file) for file in sorted((library() / name).glob(f"*{SUFFIX}"))]
+
+
+@cache
+def builtin_rules() -> tuple[OpRule, ...]:
+    """The op rules of the library, all files under ``recipes/ops``."""
+    return _unique(rule for program in _folder("ops") for rule in program.rules)
+
+
+@cache
+def builtin_families() -> tuple[Family, ...]:
+    """The families of the library, all files under ``recipes/families``."""
+    return _unique(family for program in _folder("families") for family in program.families)
