@@ -15,7 +15,7 @@ from surgeon.language.recipes import recipe as resolve_recipe
 from surgeon.language.report import Report, listing, nearest, read
 from surgeon.language.rules import family as resolve_family
 from surgeon.language.rules import op_rule
-from surgeon.language.syntax import Family, OpRule, Program
+from surgeon.language.syntax import Family, OpRule, Program, Recipe
 from surgeon.language.trees import token, tokens, tree, unquoted
 
 MAX_DEPTH = 16
@@ -41,21 +41,21 @@ def load(path: str | Path, settings: Mapping[str, str] | None = None, recipe: st
     Raises LanguageError with every finding of the file, or of the first broken file it uses.
     """
     file = find(path)
-    return _Loader(settings or {}, recipe).file(read(file), str(file), (file.resolve(),))
+    return _Loader(settings or {}, recipe).file(read(file), str(file), file.resolve())
 
 
 def loads(
     text: str, name: str = "<string>", settings: Mapping[str, str] | None = None, recipe: str | None = None
 ) -> Program:
     """Like :func:`load` for a text; its ``use`` looks in the library and the working folder."""
-    return _Loader(settings or {}, recipe).file(text, name, ())
+    return _Loader(settings or {}, recipe).file(text, name, None)
 
 
 def check(path: str | Path) -> list[Diagnostic]:
     """What is wrong with a file, parameters without a default being no fault of it."""
     try:
         file = find(path)
-        _Loader({}, None, open_parameters=True).file(read(file), str(file), (file.resolve(),))
+        _Loader({}, None, open_parameters=True).file(read(file), str(file), file.resolve())
     except LanguageError as error:
         return list(error.diagnostics)
     return []
@@ -84,28 +84,36 @@ def find(path: str | Path) -> Path:
 class _Loader:
     """Reads one file and those it uses, each once."""
 
-    def __init__(self, settings: Mapping[str, str], recipe: str | None, open_parameters: bool = False) -> None:
+    def __init__(
+        self, settings: Mapping[str, str], recipe: str | None, open_parameters: bool = False
+    ) -> None:
         self.settings, self.recipe, self.open_parameters = settings, recipe, open_parameters
         self.done: dict[Path, Program] = {}
 
-    def file(self, text: str, name: str, chain: tuple[Path, ...]) -> Program:
-        """The program of one text. ``chain`` is the files that led here, itself included."""
+    def file(self, text: str, name: str, path: Path | None, used_by: tuple[Path, ...] = ()) -> Program:
+        """The program of one text, which lies at ``path``; ``used_by`` are the files that led here."""
         report = Report(text, name)
         declarations = parse(report)
-        used = [self._use(d, report, chain) for d in declarations if d.data == "use"]
+        broken = bool(report.diagnostics)
+        used = [
+            self._use(d, report, (*used_by, path or Path("<string>")))
+            for d in declarations
+            if d.data == "use"
+        ]
         rules = [rule for program in used for rule in program.rules]
         families = [f for program in used for f in program.families]
         own_rules = [op_rule(d, report) for d in declarations if d.data == "op"]
         own_families = [resolve_family(d, report) for d in declarations if d.data == "family"]
         _distinct(declarations, report)
-        recipes = []
+        recipes: list[Recipe] = []
         mine = [d for d in declarations if d.data == "recipe"]
-        if len(chain) <= 1:  # recipes of used files are not grown by
+        if not used_by:  # a used file lends its op rules and families only
             known = [*(builtin_rules() if mine else ()), *rules, *own_rules]
-            for declaration in self._chosen(mine, report):
-                recipes.append(
-                    resolve_recipe(declaration, report, self.settings, known, self.open_parameters)
-                )
+            complete = not (broken or report.inherited)
+            recipes = [
+                resolve_recipe(d, report, self.settings, known if complete else None, self.open_parameters)
+                for d in self._chosen(mine, report)
+            ]
         report.finish()
         return Program(
             tuple(recipes),
@@ -136,7 +144,7 @@ class _Loader:
     def _use(self, declaration: Tree, report: Report, chain: tuple[Path, ...]) -> Program:
         where = token(declaration, "STRING")
         name = unquoted(where)
-        folder = chain[-1].parent if chain else Path.cwd()
+        folder = chain[-1].parent
         file = next((f for f in (folder / name, library() / name) if f.is_file()), None)
         if file is None:
             known = [str(f.relative_to(library())) for f in sorted(library().rglob(f"*{SUFFIX}"))]
@@ -150,14 +158,18 @@ class _Loader:
             return Program((), (), ())
         file = file.resolve()
         if file in chain:
-            report.error("S108", f"{name} uses itself", where, help="files that use each other must become one file")
+            report.error(
+                "S108", f"{name} uses itself", where, help="files that use each other must become one file"
+            )
         elif len(chain) > MAX_DEPTH:
             report.error("S109", f"`use` goes deeper than {MAX_DEPTH} files", where)
-        else:
-            if file not in self.done:
-                self.done[file] = self.file(read(file), str(file), (*chain, file) if chain else (Path(), file))
-            return self.done[file]
-        return Program((), (), ())
+        elif file not in self.done:
+            self.done[file] = Program((), (), ())  # a broken file is reported once
+            try:
+                self.done[file] = self.file(read(file), str(file), file, chain)
+            except LanguageError as error:
+                report.inherited += error.diagnostics
+        return self.done.get(file, Program((), (), ()))
 
 
 def _distinct(declarations: Iterable[Tree], report: Report) -> None:
@@ -171,7 +183,10 @@ def _distinct(declarations: Iterable[Tree], report: Report) -> None:
             if first is not name and not (names and first in tokens(names, "DOTTED")):
                 what = "op rule" if names else declaration.data
                 report.error(
-                    "S110", f"the {what} `{name}` is declared twice", name, help=f"the first is in line {first.line}"
+                    "S110",
+                    f"the {what} `{name}` is declared twice",
+                    name,
+                    help=f"the first is in line {first.line}",
                 )
 
 

@@ -30,13 +30,15 @@ _PIECE = re.compile(r'"[^"\n]*"|#[^\n]*|[\n{}]|[^"#\n{}]+|"')
 class Newlines(PostLex):
     """Drops the newlines that end no statement."""
 
-    always_accept = ("NEWLINE",)
+    always_accept = ("_NEWLINE",)
 
     def process(self, stream: Iterator[Token]) -> Iterator[Token]:
-        previous, inside, brackets = "NEWLINE", False, 0
+        previous, inside, brackets = "_NEWLINE", False, 0
         for token in stream:
             kind = token.type
-            if kind == "NEWLINE" and (brackets > 0 or previous in ("NEWLINE", "LBRACE") or previous in GOES_ON):
+            if kind == "_NEWLINE" and (
+                brackets > 0 or previous in ("_NEWLINE", "LBRACE") or previous in GOES_ON
+            ):
                 continue
             if kind in ("LBRACE", "RBRACE"):
                 inside, brackets = kind == "LBRACE", 0
@@ -124,7 +126,7 @@ def _offset(error: UnexpectedInput, text: str) -> int:
     """Where the error is; a newline that should not be there belongs to the statement it ends."""
     token = getattr(error, "token", None)
     place = error.pos_in_stream if error.pos_in_stream is not None else len(text)
-    return max(place - 1, 0) if token is not None and token.type == "NEWLINE" else place
+    return max(place - 1, 0) if token is not None and token.type == "_NEWLINE" else place
 
 
 def _statement(text: str, place: int) -> tuple[int, int, int]:
@@ -152,4 +154,5 @@ def parse_value(report: Report) -> Tree | None:
         explain(error, report.text, report)
         return None
     (value,) = tree.children
+    assert isinstance(value, Tree)
     return value

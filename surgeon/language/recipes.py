@@ -33,15 +33,18 @@ def recipe(
     declaration: Tree,
     report: Report,
     settings: Mapping[str, str],
-    rules: Iterable[OpRule],
+    rules: Iterable[OpRule] | None,
     open_parameters: bool = False,
 ) -> Recipe:
     """A ``recipe`` with every parameter replaced by its value: that of ``settings``, else its
     default, else, if ``open_parameters``, nothing. What is wrong goes to the report; a recipe with a
-    finding or an open parameter has holes and must not be used."""
+    finding or an open parameter has holes and must not be used. ``rules`` are the known ops, None
+    when they cannot be known for sure."""
     name = token(declaration, "NAME")
     parameters = tree(declaration, "parameters")
-    values = _bind(trees(parameters, "parameter") if parameters else [], name, report, settings, open_parameters)
+    values = _bind(
+        trees(parameters, "parameter") if parameters else [], name, report, settings, open_parameters
+    )
     body = _Body(values, rules, report)
     grows = tuple(body.grow(s) for s in trees(declaration, "grow"))
     spreads = tuple(body.spread(s) for s in trees(declaration, "spread"))
@@ -49,7 +52,7 @@ def recipe(
     expands = tuple(body.expand(s) for s in trees(declaration, "expand"))
     preserve = tuple(w for s in trees(declaration, "preserve") for w in body.preserve(s))
     seed = body.seed(trees(declaration, "seed"))
-    if not any(s.data == "grow" for s in trees(declaration)):
+    if not grows and rules is not None:
         report.error("S131", f"the recipe `{name}` grows nothing", name, expected="a `grow` statement")
     return Recipe(
         str(name),
@@ -109,9 +112,10 @@ def _bind(
 class _Body:
     """The statements of a recipe, with the values of its parameters and the known ops."""
 
-    def __init__(self, values: Mapping[str, Value], rules: Iterable[OpRule], report: Report) -> None:
+    def __init__(self, values: Mapping[str, Value], rules: Iterable[OpRule] | None, report: Report) -> None:
         self.values, self.report = values, report
-        self.rules = {name: rule for rule in rules for name in rule.names}
+        self.rules = {name: rule for rule in rules or () for name in rule.names}
+        self.sure = rules is not None
         self.tags = {rule.tag for rule in self.rules.values() if rule.tag}
 
     def value(self, where: Tree, type_name: str, optional: bool = False) -> Value:
@@ -124,7 +128,7 @@ class _Body:
     def op(self, name: Token) -> str:
         """A tag, an op name, or ``*``."""
         plain = str(name)
-        if name.type == "STAR" or plain in self.tags or self.known(plain):
+        if not self.sure or name.type == "STAR" or plain in self.tags or self.known(plain):
             return plain
         kind = "op or group of ops" if name.type == "NAME" else "op rule"
         self.report.error(
@@ -251,7 +255,9 @@ class _Body:
 
     def preserve(self, statement: Tree) -> list[str]:
         words = tokens(statement, "NAME")
-        return [str(w) for w in words if one_of(w, PRESERVABLE, "output to preserve called", "S132", self.report)]
+        return [
+            str(w) for w in words if one_of(w, PRESERVABLE, "output to preserve called", "S132", self.report)
+        ]
 
     def seed(self, statements: list[Tree]) -> int:
         for again in statements[1:]:

@@ -19,6 +19,7 @@ class Report:
         self.text, self.name = text, name
         self.lines = text.split("\n")
         self.diagnostics: list[Diagnostic] = []
+        self.inherited: list[Diagnostic] = []  # of the files that this one uses
 
     def span(self, where: Any) -> Span:
         """The stretch of a lark token or tree (an empty tree stands at the start of the file)."""
@@ -49,9 +50,10 @@ class Report:
             self.diagnostics.append(finding)
 
     def finish(self) -> None:
-        """Raise LanguageError with every finding in the order of the text, if there is one."""
-        if self.diagnostics:
-            raise LanguageError(*in_order(self.diagnostics))
+        """Raise LanguageError with every finding in the order of the text, if there is one; those
+        of used files first."""
+        if self.inherited or self.diagnostics:
+            raise LanguageError(*self.inherited, *in_order(self.diagnostics))
 
 
 def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
@@ -87,7 +89,9 @@ def read(path: Path) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         where = f"byte {error.start} is not UTF-8"
-        raise fail(LanguageError, "S106", f"cannot read {path}: {where}", help="save it as UTF-8 text") from None
+        raise fail(
+            LanguageError, "S106", f"cannot read {path}: {where}", help="save it as UTF-8 text"
+        ) from None
 
 
 def check_size(size: int, name: str) -> None:

@@ -41,14 +41,17 @@ def op_rule(declaration: Tree, report: Report) -> OpRule:
     for name in names:
         if name.count(".") > 2:
             report.error(
-                "S134", f"`{name}` is not an op name", name, expected="`namespace.name` or `namespace.name.overload`"
+                "S134",
+                f"`{name}` is not an op name",
+                name,
+                expected="`namespace.name` or `namespace.name.overload`",
             )
     kind, signature, block = (tree(declaration, part) for part in ("kind", "signature", "block"))
-    checked = signature and _signature(signature, report)
+    checked = _signature(signature, report) if signature is not None else None
     rule = OpRule(
         names=tuple(map(str, names)),
         tag=str(token(tag, "NAME")) if tag else None,
-        signature=checked or None,
+        signature=checked,
         kind=_kind(kind, report) if kind else None,
         span=report.span(names_tree),
     )
@@ -167,7 +170,11 @@ class _Body:
     def axis(self, word: Token) -> str:
         if word not in self.axes:
             self.report.error(
-                "S125", f"the signature has no axis `{word}`", word, near=(word, self.axes), expected=self._known()
+                "S125",
+                f"the signature has no axis `{word}`",
+                word,
+                near=(word, self.axes),
+                expected=self._known(),
             )
         return str(word)
 
@@ -203,7 +210,11 @@ class _Body:
             axis = tokens(factor, "NAME")[1]
             if self.axis(axis) in self.axes and axis not in own:
                 self.report.error(
-                    "S125", f"`{name}` has no axis `{axis}`", axis, expected=listing(sorted(own)), near=(axis, own)
+                    "S125",
+                    f"`{name}` has no axis `{axis}`",
+                    axis,
+                    expected=listing(sorted(own)),
+                    near=(axis, own),
                 )
         return checked
 
@@ -257,7 +268,8 @@ def family(declaration: Tree, report: Report) -> Family:
             DimName(
                 str(token(dim, "NAME")),
                 tuple(
-                    tuple(config_field(f, report) for f in tokens(fields, "DOTTED")) for fields in trees(dim, "fields")
+                    tuple(config_field(f, report) for f in tokens(fields, "DOTTED"))
+                    for fields in trees(dim, "fields")
                 ),
                 report.span(dim),
             )

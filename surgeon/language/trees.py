@@ -9,6 +9,8 @@ from lark import Token, Tree
 
 from surgeon.language.report import Report, listing
 
+MAX_DIGITS = 24
+
 
 def tokens(tree: Tree, *types: str) -> list[Token]:
     """The direct tokens of a tree of these types."""
@@ -35,7 +37,13 @@ def unquoted(text: Token) -> str:
 
 
 def number(text: Token, report: Report) -> Fraction | None:
-    """A number's exact value, or None with a finding for one that does not exist."""
+    """A number's exact value, or None with a finding for one that does not exist or that nothing
+    here could mean."""
+    if len(text) > MAX_DIGITS:
+        report.error(
+            "S119", f"this number has {len(text)} characters", text, expected=f"at most {MAX_DIGITS}"
+        )
+        return None
     try:
         return Fraction(str(text))
     except ZeroDivisionError:
@@ -49,7 +57,11 @@ def one_of(word: Token, known: Iterable[str], what: str, code: str, report: Repo
     if str(word) in known:
         return True
     report.error(
-        code, f"there is no {what} `{word}`", word, expected=listing(known) if known else None, near=(word, known)
+        code,
+        f"there is no {what} `{word}`",
+        word,
+        expected=listing(known) if known else None,
+        near=(word, known),
     )
     return False
 
@@ -61,6 +73,9 @@ def unrepeated(words: Iterable[Token], what: str, report: Report) -> None:
         if word != "_" and str(word) in seen:
             first = seen[str(word)]
             report.error(
-                "S111", f"the {what} `{word}` is declared twice", word, help=f"the first is in line {first.line}"
+                "S111",
+                f"the {what} `{word}` is declared twice",
+                word,
+                help=f"the first is in line {first.line}",
             )
         seen.setdefault(str(word), word)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 
 from lark import Tree
 
+from surgeon.errors import Span
 from surgeon.language.parsing import parse_value
 from surgeon.language.report import Report, listing, nearest
 from surgeon.language.syntax import Spread
@@ -22,6 +24,9 @@ TYPES = {
     "bool": "`true` or `false`",
 }
 """The types a parameter can have, and how a value of each is written."""
+
+MAX_CHOICES = 4096
+"""How many patterns the braces of one may stand for."""
 
 PLAIN_SPREADS = ("symmetric", "diagonal", "first")
 BOOLS = {"true": True, "false": False}
@@ -55,7 +60,35 @@ def read(where: Tree, type_name: str, optional: bool, values: Mapping[str, Value
         if type_name != "spread":
             return _mismatch(where, type_name, optional, report)
         return _uneven(where, values, report)
-    return found if fits(found, type_name, optional) else _mismatch(where, type_name, optional, report)
+    if not fits(found, type_name, optional):
+        return _mismatch(where, type_name, optional, report)
+    if type_name == "glob" and _bad_glob(str(found), where, report):
+        return UNKNOWN
+    return found
+
+
+def _bad_glob(pattern: str, where: Tree | Span, report: Report) -> bool:
+    """A finding, and True, for a pattern whose braces mean nothing or too much."""
+    groups = re.findall(r"\{([^{}]*)\}", pattern)
+    fault, written_out = None, 1
+    if "{" in re.sub(r"\{[^{}]*\}", "", pattern) or "}" in re.sub(r"\{[^{}]*\}", "", pattern):
+        fault = "has a brace without its partner"
+    for group in groups:
+        low, dots, high = group.partition("..")
+        if not dots:
+            written_out *= group.count(",") + 1
+        elif not (re.fullmatch("[0-9]{1,6}", low) and re.fullmatch("[0-9]{1,6}", high)):
+            fault = f"has no numbers around the dots of {{{group}}}"
+        elif int(low) > int(high):
+            fault = f"counts downwards in {{{group}}}"
+        else:
+            written_out *= int(high) - int(low) + 1
+    if written_out > MAX_CHOICES or len(pattern) > MAX_CHOICES:
+        fault = f"stands for more than {MAX_CHOICES} patterns"
+    if fault is not None:
+        expected = '`"layers.{0..3}.*"` or `"*.{fc1,fc2}.weight"`'
+        report.error("S136", f"the pattern {fault}", where, expected=expected)
+    return fault is not None
 
 
 def _whole(value: Fraction) -> int | Fraction:
@@ -79,9 +112,7 @@ def fits(value: Value, type_name: str, optional: bool) -> bool:
     return isinstance(value, kinds[type_name])
 
 
-def _word(
-    where: Tree, type_name: str, optional: bool, values: Mapping[str, Value], report: Report
-) -> Value:
+def _word(where: Tree, type_name: str, optional: bool, values: Mapping[str, Value], report: Report) -> Value:
     word = token(where, "NAME")
     if word in values:
         value = values[str(word)]
@@ -103,7 +134,11 @@ def _word(
     else:
         what, code = "parameter", "S116"
     report.error(
-        code, f"there is no {what} `{word}`", where, expected=_expected(type_name, optional), near=(word, known)
+        code,
+        f"there is no {what} `{word}`",
+        where,
+        expected=_expected(type_name, optional),
+        near=(word, known),
     )
     return UNKNOWN
 
@@ -142,18 +177,28 @@ def _uneven(where: Tree, values: Mapping[str, Value], report: Report) -> Value:
         if name in PLAIN_SPREADS:
             report.error("S129", f"`{name}` takes no weights", where, help=f"write only `{name}`")
         else:
-            report.error("S129", f"there is no spread `{name}`", where, expected=listing(known), help=nearest(name, known))
+            report.error(
+                "S129",
+                f"there is no spread `{name}`",
+                where,
+                expected=listing(known),
+                help=nearest(name, known),
+            )
         return UNKNOWN
     weights = [read(a, "ratio", False, values, report) for a in arguments]
     if len(weights) < 2:
-        report.error("S129", "`uneven` needs a weight for each copy, so two or more", where, expected="uneven(1, 2)")
+        report.error(
+            "S129", "`uneven` needs a weight for each copy, so two or more", where, expected="uneven(1, 2)"
+        )
         return UNKNOWN
     exact = []
     for weight, argument in zip(weights, arguments, strict=True):
         if not isinstance(weight, int | Fraction):
             return UNKNOWN
         if weight <= 0:
-            report.error("S129", f"a weight of {weight} is not positive", argument, expected="weights above 0")
+            report.error(
+                "S129", f"a weight of {weight} is not positive", argument, expected="weights above 0"
+            )
         exact.append(Fraction(weight))
     return Spread("uneven", tuple(exact))
 
@@ -164,7 +209,10 @@ def setting(name: str, text: str, type_name: str, optional: bool, report: Report
     source = Report(text, f"--set {name}")
     bare = type_name in ("string", "glob") and not text.lstrip().startswith('"')
     if bare and not (optional and text.strip() == "none"):
-        return text
+        everything = Span(source.name, 1, 1, 1, len(text) + 1)
+        bad = type_name == "glob" and _bad_glob(text, everything, source)
+        report.diagnostics += source.diagnostics
+        return UNKNOWN if bad else text
     tree = parse_value(source)
     value = UNKNOWN if tree is None else read(tree, type_name, optional, {}, source)
     report.diagnostics += source.diagnostics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from lark import Token
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
@@ -15,7 +16,7 @@ WORDS = {
     "NAME": "a name",
     "NUMBER": "a number",
     "STRING": "a string in double quotes",
-    "NEWLINE": "the end of the line",
+    "_NEWLINE": "the end of the line",
     "DECIBEL": "`dB`",
     "LBRACE": "`{`",
     "RBRACE": "`}`",
@@ -68,10 +69,12 @@ def expectation(names: Iterable[str]) -> str:
     """``a name, `by` or `to``` for a set of terminals; the plainest first."""
     names = set(names)
     if len(names) > 1:
-        names -= {"NEWLINE", "$END"}
+        names -= {"_NEWLINE", "$END"}
     if not names:
         return "the end of the line"
-    ranked = sorted(names, key=lambda n: (n not in ("NAME", "DOTTED", "NUMBER", "STRING"), n in WORDS, terminal(n)))
+    ranked = sorted(
+        names, key=lambda n: (n not in ("NAME", "DOTTED", "NUMBER", "STRING"), n in WORDS, terminal(n))
+    )
     words = [terminal(name) for name in ranked]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
@@ -81,7 +84,7 @@ def accepted(error: UnexpectedInput) -> set[str]:
     state = getattr(error, "interactive_parser", None)
     if state is not None:
         return set(state.accepts())
-    return set(getattr(error, "accepts", None) or getattr(error, "expected", None) or getattr(error, "allowed", ()))
+    return set(getattr(error, "allowed", None) or ())
 
 
 def explain(error: UnexpectedInput, text: str, report: Report) -> bool:
@@ -100,13 +103,16 @@ def explain(error: UnexpectedInput, text: str, report: Report) -> bool:
 
 def _character(error: UnexpectedCharacters, text: str, names: set[str], report: Report) -> None:
     place = Span(report.name, error.line, error.column, error.line, error.column + 1)
-    char = text[error.pos_in_stream]
+    at = error.pos_in_stream or 0
+    char = text[at]
     if char == '"':
-        rest = text[error.pos_in_stream :].split("\n", 1)[0]
+        rest = text[at:].split("\n", 1)[0]
         place = Span(report.name, error.line, error.column, error.line, error.column + len(rest))
-        report.error("S103", "this string has no closing quote", place, expected="`\"` before the end of the line")
+        report.error(
+            "S103", "this string has no closing quote", place, expected='`"` before the end of the line'
+        )
         return
-    habit = next((h for sign, h in HABITS.items() if text.startswith(sign, error.pos_in_stream)), None)
+    habit = next((h for sign, h in HABITS.items() if text.startswith(sign, at)), None)
     report.error("S103", f"`{char}` does not belong here", place, expected=expectation(names), help=habit)
 
 
@@ -127,8 +133,9 @@ def _token(token: Token, names: set[str], report: Report) -> None:
             "S102", f"there is no {what} `{word}`", token, expected=listing(known), near=(word, known)
         )
         return
-    if token.type == "NEWLINE":
-        place = Span(report.name, token.line, token.column, token.line, token.column + 1)
+    if token.type == "_NEWLINE":
+        place = report.span(token)
+        place = replace(place, end_line=place.line, end_column=place.column + 1)
         report.error("S101", "the statement is not finished", place, expected=expectation(names))
         return
     help = None
@@ -145,4 +152,6 @@ def _token(token: Token, names: set[str], report: Report) -> None:
     near = None
     if help is None and word.isidentifier():
         near = (word, [n.lower() for n in names if n not in WORDS])
-    report.error("S101", f"`{word}` does not belong here", token, expected=expectation(names), help=help, near=near)
+    report.error(
+        "S101", f"`{word}` does not belong here", token, expected=expectation(names), help=help, near=near
+    )
