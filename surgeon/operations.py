@@ -16,9 +16,9 @@ import surgeon
 from surgeon.checkpoints.carry import carry_files, write_card, write_surgery
 from surgeon.checkpoints.reading import Checkpoint, open_checkpoint, resolve_names
 from surgeon.checkpoints.writing import Spec, set_aside, staging, write_checkpoint
-from surgeon.errors import CheckpointError, ModelError, NotPreserved, fail
+from surgeon.errors import CheckpointError, LanguageError, ModelError, NotPreserved, fail
 from surgeon.graph.inference import Anatomy
-from surgeon.language import choose, load
+from surgeon.language import load
 from surgeon.language.syntax import Program, Recipe
 from surgeon.models.native import real_inputs
 from surgeon.models.source import ModuleSource, Source, TransformersSource, from_factory_value, open_source
@@ -66,8 +66,13 @@ def _source(model: Any, example_inputs: tuple[Any, ...] | None, trust: bool = Fa
 
 
 def _read(recipe: str | Path, settings: Mapping[str, str] | None, name: str | None) -> tuple[Program, Recipe]:
-    program = load(recipe, settings)
-    return program, choose(program, name)
+    program = load(recipe, settings or {})
+    chosen = [r for r in program.recipes if name is None or r.name == name]
+    if not chosen:
+        what = f"{recipe} declares no recipe {name}" if name else f"{recipe} declares no recipe"
+        known = ", ".join(r.name for r in program.recipes)
+        raise fail(LanguageError, "S130", what, expected=known or "recipe NAME() { … }")
+    return program, chosen[-1]
 
 
 def dims(model: Any, example_inputs: tuple[Any, ...] | None = None, stage: Stage = QUIET) -> Anatomy:

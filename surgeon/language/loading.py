@@ -1,209 +1,214 @@
-"""Files and the files they use, loaded, resolved and checked."""
+"""Files to programs: `use` followed, declarations resolved, every finding of a file at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
-from surgeon.errors import Diagnostic, LanguageError, fail
-from surgeon.language import syntax as s
-from surgeon.language.building import Builder, nearest
-from surgeon.language.parsing import Source, data_folder, parse, parse_value, span_of
+from lark import Token, Tree
 
-MAX_USES = 32  # files that one file may use, all told
+from surgeon.errors import Diagnostic, LanguageError, Span, fail
+from surgeon.language.parsing import beside_package, parse
+from surgeon.language.recipes import recipe as resolve_recipe
+from surgeon.language.report import Report, listing, nearest, read
+from surgeon.language.rules import family as resolve_family
+from surgeon.language.rules import op_rule
+from surgeon.language.syntax import Family, OpRule, Program, Recipe
+from surgeon.language.trees import token, tokens, tree, unquoted
+
+MAX_DEPTH = 16
+"""How deep `use` may go."""
+
+SUFFIX = ".surgery"
+T = TypeVar("T")
 
 
-@dataclass
-class _Loaded:
-    recipes: list[s.Recipe] = field(default_factory=list)
-    rules: list[s.OpRule] = field(default_factory=list)
-    families: list[s.Family] = field(default_factory=list)
-    parameters: set[str] = field(default_factory=set)
-    errors: list[Diagnostic] = field(default_factory=list)
-    seen: list[Path] = field(default_factory=list)
-
-
+@cache
 def library() -> Path:
-    """The folder of recipes that comes with surgeon."""
-    return data_folder("recipes")
+    """The folder of the recipes, op rules and families that come with surgeon."""
+    return beside_package("recipes")
 
 
-def find(name: str | Path, beside: Path | None = None) -> Path:
-    """A ``.surgery`` file by path, or by name in the library. Raises LanguageError S105."""
-    asked = Path(name)
-    places = [asked] if asked.is_absolute() else [*([beside / asked] if beside else [asked]), library() / asked]
-    for place in places:
-        for candidate in (place, place.with_name(place.name + ".surgery")):
-            if candidate.is_file():
-                return candidate
-    known = sorted(p.stem for p in library().glob("*.surgery"))
-    raise fail(
-        LanguageError,
-        "S105",
-        f"there is no recipe file {name}",
-        expected=f"a path, or one of {', '.join(known)}",
-        help=nearest(asked.stem, known),
-    )
+def load(path: str | Path, settings: Mapping[str, str] | None = None, recipe: str | None = None) -> Program:
+    """Read, resolve and check a file and all it uses.
 
+    ``path`` is a file, or the name of one in the library such as ``hyperclone``. ``settings`` are
+    parameter values as text (``{"n": "3"}``). They go to the recipe called ``recipe``, which is
+    needed only when the file declares several; the program then holds this one alone.
 
-def load(path: str | Path, settings: Mapping[str, str] | None = None) -> s.Program:
-    """Parse, resolve and check a file and all it uses.
-
-    Args:
-        path: of a ``.surgery`` file, or the name of one in the library.
-        settings: values for the recipe's parameters, as text (``--set name=value``).
-
-    Raises LanguageError (S1xx) with every mistake of the file at once.
+    Raises LanguageError with every finding of the file, or of the first broken file it uses.
     """
     file = find(path)
-    return loads(_read(file), str(path if Path(path).is_file() else file.name), settings, file.parent, file)
+    return _Loader(settings or {}, recipe).file(read(file), str(file), file.resolve())
 
 
 def loads(
-    text: str,
-    name: str = "<text>",
-    settings: Mapping[str, str] | None = None,
-    folder: Path | None = None,
-    file: Path | None = None,
-) -> s.Program:
-    """As :func:`load`, from text; `folder` is where its `use` looks first."""
-    loaded = _Loaded()
-    if file is not None:
-        loaded.seen.append(file.resolve())
-    given = {key: _setting(key, value) for key, value in (settings or {}).items()}
-    _collect(Source(name, text), folder, given, loaded)
-    unknown = set(given) - loaded.parameters
-    for key in sorted(unknown):
-        expected = ", ".join(sorted(loaded.parameters)) or "no settings"
-        loaded.errors.append(
-            Diagnostic("S106", f"no recipe has a parameter {key}", None, None, expected, nearest(key, loaded.parameters))
+    text: str, name: str = "<string>", settings: Mapping[str, str] | None = None, recipe: str | None = None
+) -> Program:
+    """Like :func:`load` for a text; its ``use`` looks in the library and the working folder."""
+    return _Loader(settings or {}, recipe).file(text, name, None)
+
+
+def check(path: str | Path) -> list[Diagnostic]:
+    """What is wrong with a file, parameters without a default being no fault of it."""
+    try:
+        file = find(path)
+        _Loader({}, None, open_parameters=True).file(read(file), str(file), file.resolve())
+    except LanguageError as error:
+        return list(error.diagnostics)
+    return []
+
+
+def find(path: str | Path) -> Path:
+    """The file that a path or a library name stands for. Raises LanguageError S106."""
+    file = Path(path)
+    if file.is_file() or file.is_dir():
+        return file
+    if file.parent == Path("."):
+        in_library = library() / (file.name if file.suffix == SUFFIX else file.name + SUFFIX)
+        if in_library.is_file():
+            return in_library
+    known = [p.stem for p in library().glob(f"*{SUFFIX}")]
+    help = nearest(file.name.removesuffix(SUFFIX), known)
+    raise fail(
+        LanguageError,
+        "S106",
+        f"there is no file {path}, and no recipe of that name in the library",
+        expected=f"a file, or {listing(sorted(known))}" if known else None,
+        help=help,
+    )
+
+
+class _Loader:
+    """Reads one file and those it uses, each once."""
+
+    def __init__(
+        self, settings: Mapping[str, str], recipe: str | None, open_parameters: bool = False
+    ) -> None:
+        self.settings, self.recipe, self.open_parameters = settings, recipe, open_parameters
+        self.done: dict[Path, Program] = {}
+
+    def file(self, text: str, name: str, path: Path | None, used_by: tuple[Path, ...] = ()) -> Program:
+        """The program of one text, which lies at ``path``; ``used_by`` are the files that led here."""
+        report = Report(text, name)
+        declarations = parse(report)
+        broken = bool(report.diagnostics)
+        used = [
+            self._use(d, report, (*used_by, path or Path("<string>")))
+            for d in declarations
+            if d.data == "use"
+        ]
+        rules = [rule for program in used for rule in program.rules]
+        families = [f for program in used for f in program.families]
+        own_rules = [op_rule(d, report) for d in declarations if d.data == "op"]
+        own_families = [resolve_family(d, report) for d in declarations if d.data == "family"]
+        _distinct(declarations, report)
+        recipes: list[Recipe] = []
+        mine = [d for d in declarations if d.data == "recipe"]
+        if not used_by:  # a used file lends its op rules and families only
+            known = [*(builtin_rules() if mine else ()), *rules, *own_rules]
+            complete = not (broken or report.inherited)
+            recipes = [
+                resolve_recipe(d, report, self.settings, known if complete else None, self.open_parameters)
+                for d in self._chosen(mine, report)
+            ]
+        report.finish()
+        return Program(
+            tuple(recipes),
+            _unique([*rules, *own_rules]),
+            _unique([*families, *own_families]),
         )
-    if loaded.errors:
-        raise LanguageError(*loaded.errors)
-    program = s.Program(tuple(loaded.recipes), tuple(loaded.rules), tuple(loaded.families))
-    _check_ops(program, Source(name, text))
-    return program
+
+    def _chosen(self, recipes: list[Tree], report: Report) -> list[Tree]:
+        names = [token(d, "NAME") for d in recipes]
+        start = Span(report.name, 1, 1, 1, 1)
+        if self.recipe is not None:
+            chosen = [d for d, name in zip(recipes, names, strict=True) if name == self.recipe]
+            if not chosen and not report.diagnostics:
+                report.error(
+                    "S135",
+                    f"there is no recipe `{self.recipe}` in {report.name}",
+                    start,
+                    expected=listing(map(str, names)) if names else None,
+                    near=(self.recipe, names),
+                )
+            return chosen
+        if self.settings and len(recipes) != 1 and not report.diagnostics:
+            several = "several recipes" if recipes else "no recipe"
+            report.error("S135", f"{report.name} has {several} to set parameters of", start)
+            return []
+        return recipes
+
+    def _use(self, declaration: Tree, report: Report, chain: tuple[Path, ...]) -> Program:
+        where = token(declaration, "STRING")
+        name = unquoted(where)
+        folder = chain[-1].parent
+        file = next((f for f in (folder / name, library() / name) if f.is_file()), None)
+        if file is None:
+            known = [str(f.relative_to(library())) for f in sorted(library().rglob(f"*{SUFFIX}"))]
+            report.error(
+                "S107",
+                f"there is no file {name}",
+                where,
+                expected=f"a file beside {Path(report.name).name} or in the library {library()}",
+                near=(name, known),
+            )
+            return Program((), (), ())
+        file = file.resolve()
+        if file in chain:
+            report.error(
+                "S108", f"{name} uses itself", where, help="files that use each other must become one file"
+            )
+        elif len(chain) > MAX_DEPTH:
+            report.error("S109", f"`use` goes deeper than {MAX_DEPTH} files", where)
+        elif file not in self.done:
+            self.done[file] = Program((), (), ())  # a broken file is reported once
+            try:
+                self.done[file] = self.file(read(file), str(file), file, chain)
+            except LanguageError as error:
+                report.inherited += error.diagnostics
+        return self.done.get(file, Program((), (), ()))
 
 
-def _setting(key: str, text: str) -> object:
-    builder = Builder(Source(f"--set {key}", text))
-    value = builder.value(parse_value(text))
-    if builder.errors:
-        raise LanguageError(*builder.errors)
-    return value
+def _distinct(declarations: Iterable[Tree], report: Report) -> None:
+    """A finding for what one file declares twice. Over files the later declaration wins."""
+    seen: dict[tuple[str, str], Token] = {}
+    for declaration in declarations:
+        names = tree(declaration, "names") if declaration.data == "op" else None
+        own = [] if declaration.data == "use" else tokens(declaration, "NAME")[:1]
+        for name in tokens(names, "DOTTED") if names else own:
+            first = seen.setdefault((declaration.data, str(name)), name)
+            if first is not name and not (names and first in tokens(names, "DOTTED")):
+                what = "op rule" if names else declaration.data
+                report.error(
+                    "S110",
+                    f"the {what} `{name}` is declared twice",
+                    name,
+                    help=f"the first is in line {first.line}",
+                )
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise fail(LanguageError, "S107", f"{file.name} is not UTF-8 text") from error
-    except OSError as error:
-        raise fail(LanguageError, "S107", f"{file.name} cannot be read: {error.strerror}") from error
+def _unique(items: Iterable[T]) -> tuple[T, ...]:
+    """Without repetitions, as when two used files use a third; the order is kept."""
+    return tuple(dict.fromkeys(items))
 
 
-def _collect(source: Source, folder: Path | None, settings: Mapping[str, object], loaded: _Loaded) -> None:
-    try:
-        trees = parse(source)
-    except LanguageError as error:
-        loaded.errors += error.diagnostics
-        return
-    builder = Builder(source, settings)
-    names: set[tuple[str, str]] = set()
-    for tree, offset in trees:
-        builder.offset = offset
-        for declaration in tree.children:
-            if declaration.data == "use":
-                _use(declaration, source, offset, folder, settings, loaded)
-                continue
-            built = getattr(builder, declaration.data)(declaration)
-            if isinstance(built, s.Recipe):
-                loaded.recipes.append(built)
-                loaded.parameters |= {k for k, _ in built.parameters}
-            elif isinstance(built, s.OpRule):
-                loaded.rules.append(built)
-            else:
-                loaded.families.append(built)
-            for name in built.names if isinstance(built, s.OpRule) else (built.name,):
-                if (declaration.data, name) in names:
-                    builder.error("S116", f"{declaration.data} {name} is declared twice", declaration)
-                names.add((declaration.data, name))
-    loaded.errors += builder.errors
+# ── the library ──────────────────────────────────────────────────────────────────────────
 
 
-def _use(
-    tree: object, source: Source, offset: int, folder: Path | None, settings: Mapping[str, object], loaded: _Loaded
-) -> None:
-    token = tree.children[0]  # type: ignore[attr-defined]
-    span = span_of(token, source.name, offset)
-    try:
-        file = find(str(token)[1:-1], folder)
-    except LanguageError as error:
-        first = error.diagnostics[0]
-        loaded.errors.append(source.diagnostic("S105", f"there is no file {token}", span, None, first.help))
-        return
-    if file.resolve() in loaded.seen:
-        return  # used already: a file is read once, so circles do no harm
-    loaded.seen.append(file.resolve())
-    if len(loaded.seen) > MAX_USES:
-        loaded.errors.append(source.diagnostic("S108", f"more than {MAX_USES} files are used", span))
-        return
-    _collect(Source(file.name, _read(file)), file.parent, settings, loaded)
+def _folder(name: str) -> list[Program]:
+    return [load(file) for file in sorted((library() / name).glob(f"*{SUFFIX}"))]
 
 
 @cache
-def builtin_rules() -> tuple[s.OpRule, ...]:
-    """The op rules that come with surgeon."""
-    return tuple(
-        rule for file in sorted((library() / "ops").glob("*.surgery")) for rule in _file(file).rules
-    )
+def builtin_rules() -> tuple[OpRule, ...]:
+    """The op rules of the library, all files under ``recipes/ops``."""
+    return _unique(rule for program in _folder("ops") for rule in program.rules)
 
 
 @cache
-def builtin_families() -> tuple[s.Family, ...]:
-    """The families that come with surgeon."""
-    return tuple(
-        family
-        for file in sorted((library() / "families").glob("*.surgery"))
-        for family in _file(file).families
-    )
-
-
-def _file(file: Path) -> s.Program:
-    loaded = _Loaded(seen=[file.resolve()])
-    _collect(Source(file.name, _read(file)), file.parent, {}, loaded)
-    if loaded.errors:
-        raise LanguageError(*loaded.errors)
-    return s.Program(tuple(loaded.recipes), tuple(loaded.rules), tuple(loaded.families))
-
-
-def _check_ops(program: s.Program, source: Source) -> None:
-    """The ops that recipes address must have a rule or be a tag."""
-    addressed = [
-        (op, rule.span) for r in program.recipes for rule in (*r.spreads, *r.noises) for op in rule.ops
-    ] + [(rule.op, rule.span) for r in program.recipes for rule in r.expands]
-    if not addressed:
-        return
-    rules = (*builtin_rules(), *program.rules)
-    known = {"*"} | {r.tag for r in rules if r.tag} | {name for r in rules for name in r.names}
-    errors = [
-        source.diagnostic("S129", f"no rule is named or tagged {op}", span, None, nearest(op, known))
-        for op, span in addressed
-        if op not in known
-    ]
-    if errors:
-        raise LanguageError(*errors)
-
-
-def choose(program: s.Program, name: str | None = None) -> s.Recipe:
-    """The recipe to run: the one named, or the file's only one. Raises LanguageError S109."""
-    names = [r.name for r in program.recipes]
-    chosen = [r for r in program.recipes if name is None or r.name == name]
-    if name is None and len(names) > 1:
-        chosen = program.recipes[-1:]  # type: ignore[assignment]
-    if not chosen:
-        what = f"there is no recipe {name}" if name else "the file declares no recipe"
-        raise fail(LanguageError, "S109", what, expected=", ".join(names) or "recipe NAME() { … }")
-    return chosen[0]
+def builtin_families() -> tuple[Family, ...]:
+    """The families of the library, all files under ``recipes/families``."""
+    return _unique(family for program in _folder("families") for family in program.families)

@@ -1,208 +1,158 @@
-"""Text to syntax trees, one declaration at a time, with every syntax error of a file reported at once.
+"""Text to declarations, by the grammar in ``grammars/surgery.lark``.
 
-The grammar is ``grammars/surgery.lark``; this module never says what the syntax is. It knows what the
-terminals are called in words, and where one declaration ends and the next begins.
+A sound text is parsed in one go. In a broken one every declaration is parsed alone, and a broken
+statement inside it is blanked out and the rest parsed again, so that one mistake neither hides the
+next nor makes false ones.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from lark import Lark, Token, Tree
-from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
+from lark.exceptions import UnexpectedInput
+from lark.lark import PostLex
 
-from surgeon.errors import Diagnostic, LanguageError, Span
+from surgeon.language.report import Report, check_size
+from surgeon.language.wording import explain
 
-MAX_BYTES = 256 * 1024
-DECLARATIONS = ("use", "recipe", "op", "family")
-STATEMENTS = ("grow", "spread", "noise", "expand", "preserve", "seed", "dim", "exact", "default")
-
-WORDS = {
-    "NAME": "a name",
-    "DOTTED": "a dotted name such as config.hidden_size",
-    "NUMBER": "a number",
-    "STRING": "a string in double quotes",
-    "OPTIONAL": "?",
-    "MINUS": "-",
-    "STAR": "*",
-    "DOTS": "...",
-    "_NL": "a new line",
-    "$END": "the end of the declaration",
-    "LPAR": "(",
-    "RPAR": ")",
-    "LSQB": "[",
-    "RSQB": "]",
-    "LBRACE": "{",
-    "RBRACE": "}",
-    "COMMA": ",",
-    "COLON": ":",
-    "EQUAL": "=",
-    "SLASH": "/",
-    "CIRCUMFLEX": "^",
-    "VBAR": "|",
-}
+MAX_FINDINGS = 20
+GOES_ON = {"COMMA", "BAR", "COLON", "BECOMES", "EQUAL", "ARROW"}
+OPENS, CLOSES = {"LPAR", "LSQB"}, {"RPAR", "RSQB"}
+_DECLARATION = re.compile(r"^(?=[^\s#{}()\[\],:|])", re.MULTILINE)
+_PIECE = re.compile(r'"[^"\n]*"|#[^\n]*|[\n{}]|[^"#\n{}]+|"')
 
 
-def data_folder(name: str) -> Path:
-    """``grammars`` or ``recipes``: beside the package in a checkout, inside it when installed."""
+class Newlines(PostLex):
+    """Drops the newlines that end no statement."""
+
+    always_accept = ("_NEWLINE",)
+
+    def process(self, stream: Iterator[Token]) -> Iterator[Token]:
+        previous, inside, brackets = "_NEWLINE", False, 0
+        for token in stream:
+            kind = token.type
+            if kind == "_NEWLINE" and (
+                brackets > 0 or previous in ("_NEWLINE", "LBRACE") or previous in GOES_ON
+            ):
+                continue
+            if kind in ("LBRACE", "RBRACE"):
+                inside, brackets = kind == "LBRACE", 0
+            elif not inside and kind in OPENS:
+                brackets += 1
+            elif not inside and kind in CLOSES:
+                brackets -= 1
+            previous = kind
+            yield token
+
+
+def beside_package(folder: str) -> Path:
+    """A data folder: inside the package when installed, else next to it in a checkout."""
     package = Path(__file__).resolve().parent.parent
-    inside = package / name
-    return inside if inside.is_dir() else package.parent / name
+    installed = package / folder
+    return installed if installed.is_dir() else package.parent / folder
 
 
-@dataclass(frozen=True)
-class Source:
-    """A file's text, for diagnostics to quote."""
-
-    name: str
-    text: str
-
-    def line(self, number: int) -> str:
-        lines = self.text.splitlines()
-        return lines[number - 1] if 0 < number <= len(lines) else ""
-
-    def diagnostic(
-        self,
-        code: str,
-        message: str,
-        span: Span | None,
-        expected: str | None = None,
-        help: str | None = None,
-    ) -> Diagnostic:
-        line = self.line(span.line) if span else None
-        return Diagnostic(code, message, span, line, expected, help)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One declaration's text and the number of lines before it."""
-
-    text: str
-    offset: int
+def _cache_file() -> str | None:
+    """Where lark keeps the parse tables, which take longer to build than any file to parse. In a
+    folder of the user's own, since what lies there is unpickled."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "surgeon"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+    except (OSError, RuntimeError):
+        return None
+    return str(folder / "grammar.pickle") if own and os.access(folder, os.W_OK) else None
 
 
 @cache
-def grammar(strict: bool = False) -> Lark:
-    """The LALR parser; `strict` also refuses any ambiguity (needs interegular: for tests)."""
-    text = (data_folder("grammars") / "surgery.lark").read_text(encoding="utf-8")
+def grammar() -> Lark:
+    """The parser."""
     return Lark(
-        text,
+        (beside_package("grammars") / "surgery.lark").read_text(encoding="utf-8"),
         parser="lalr",
-        start=["start", "settings"],
+        start=["start", "value"],
         propagate_positions=True,
-        maybe_placeholders=True,
-        strict=strict,
+        maybe_placeholders=False,
+        postlex=Newlines(),
+        cache=_cache_file() or False,
     )
 
 
-def strip_comment(line: str) -> str:
-    """`line` without its comment; a ``#`` inside a string is not one."""
-    return re.sub(r'("[^"\n]*")|#.*', lambda m: m.group(1) or "", line)
-
-
-def chunks(text: str) -> list[Chunk]:
-    """The declarations of a file: each runs from its first line to where its braces close."""
-    found: list[Chunk] = []
-    lines: list[str] = []
-    start = depth = 0
-    for number, line in enumerate(text.splitlines()):
-        bare = strip_comment(line)
-        begins = bare.split(" ", 1)[0].strip() in DECLARATIONS and not line.startswith((" ", "\t"))
-        if lines and (depth <= 0 or begins):  # a declaration at the margin ends an unclosed one
-            found.append(Chunk("\n".join(lines) + "\n", start))
-            lines, depth = [], 0
-        if not lines:
-            if not bare.strip():
-                continue
-            start = number
-        lines.append(line)
-        depth += bare.count("{") - bare.count("}")
-    if lines:
-        found.append(Chunk("\n".join(lines) + "\n", start))
+def parse(report: Report) -> list[Tree]:
+    """The declarations of a text, as lark trees; what is wrong goes to the report. Raises
+    LanguageError S105 for a text over the limit."""
+    check_size(len(report.text.encode()), report.name)
+    try:
+        return _declarations(report.text)
+    except UnexpectedInput:
+        pass
+    starts = [match.start() for match in _DECLARATION.finditer(report.text)]
+    found: list[Tree] = []
+    for start, end in zip(starts, [*starts[1:], len(report.text)], strict=True):
+        # blank lines in front keep the line numbers right
+        found += _recovering("\n" * report.text.count("\n", 0, start) + report.text[start:end], report)
+        if len(report.diagnostics) >= MAX_FINDINGS:
+            break
+    if not report.diagnostics:  # each part is sound, the whole is not: an indented head, say
+        _recovering(report.text, report)
     return found
 
 
-def span_of(node: Tree | Token, file: str, offset: int) -> Span:
-    meta = node if isinstance(node, Token) else node.meta
-    if getattr(meta, "line", None) is None:
-        return Span(file, offset + 1, 1, offset + 1, 2)
-    end_line, end_column = meta.end_line or meta.line, meta.end_column or meta.column + 1
-    return Span(file, meta.line + offset, meta.column, end_line + offset, end_column)
+def _declarations(text: str) -> list[Tree]:
+    tree = grammar().parse(text, start="start")
+    return [child for child in tree.children if isinstance(child, Tree)]
 
 
-def parse(source: Source) -> list[tuple[Tree, int]]:
-    """The declarations of a file as trees, each with its line offset.
-
-    Raises LanguageError with one diagnostic (S101..S104) per declaration that does not parse.
-    """
-    if len(source.text.encode()) > MAX_BYTES:
-        raise LanguageError(Diagnostic("S104", f"{source.name} is larger than {MAX_BYTES // 1024} KiB"))
-    trees: list[tuple[Tree, int]] = []
-    errors: list[Diagnostic] = []
-    for chunk in chunks(source.text):
+def _recovering(text: str, report: Report) -> list[Tree]:
+    """Parse, and blank out each statement that is wrong; a wrong head drops its declaration."""
+    while len(report.diagnostics) < MAX_FINDINGS:
         try:
-            trees.append((grammar().parse(chunk.text, start="start"), chunk.offset))
+            return _declarations(text)
         except UnexpectedInput as error:
-            errors.append(_diagnose(error, chunk, source))
-    if errors:
-        raise LanguageError(*errors)
-    return trees
+            at_end = explain(error, text, report)
+            start, end, depth = _statement(text, _offset(error, text))
+        if depth == 0 or at_end or not text[start:end].strip():
+            return []
+        text = text[:start] + re.sub(r"[^\n]", " ", text[start:end]) + text[end:]
+    return []
 
 
-def parse_value(text: str) -> Tree:
-    """The value of a ``--set`` option. Raises LanguageError S101."""
-    source = Source("--set", text)
+def _offset(error: UnexpectedInput, text: str) -> int:
+    """Where the error is; a newline that should not be there belongs to the statement it ends."""
+    token = getattr(error, "token", None)
+    place = error.pos_in_stream if error.pos_in_stream is not None else len(text)
+    return max(place - 1, 0) if token is not None and token.type == "_NEWLINE" else place
+
+
+def _statement(text: str, place: int) -> tuple[int, int, int]:
+    """Start, end and brace depth of the statement around a place of the text."""
+    start, depth = 0, 0
+    for match in _PIECE.finditer(text):
+        piece = match.group()
+        if piece not in ("\n", "{", "}"):
+            continue
+        if match.start() > place or (match.start() == place and piece == "\n"):
+            if piece == "{" and depth > 0:  # the block of a statement goes with it
+                close = text.find("}", match.end())
+                return start, (close + 1 if close >= 0 else len(text)), depth
+            return start, match.start(), depth
+        depth += {"{": 1, "}": -1, "\n": 0}[piece]
+        start = match.end()
+    return start, len(text), depth
+
+
+def parse_value(report: Report) -> Tree | None:
+    """What ``--set name=value`` holds, as one lark tree, or None with a finding."""
     try:
-        return grammar().parse(text, start="settings").children[0]  # type: ignore[return-value]
+        tree = grammar().parse(report.text, start="value")
     except UnexpectedInput as error:
-        raise LanguageError(_diagnose(error, Chunk(text, 0), source)) from error
-
-
-def _diagnose(error: UnexpectedInput, chunk: Chunk, source: Source) -> Diagnostic:
-    if isinstance(error, UnexpectedToken):
-        token, expected = error.token, error.accepts or error.expected
-    elif isinstance(error, UnexpectedEOF):
-        token, expected = Token("$END", ""), set(error.expected)
-    else:
-        assert isinstance(error, UnexpectedCharacters)
-        token, expected = Token("CHARACTER", error.char), error.allowed or set()
-        token.line, token.column = error.line, error.column
-    lines = chunk.text.splitlines()
-    if token.type == "$END" or token.line is None or token.line > len(lines):
-        line, column, width = len(lines), len(lines[-1]) + 1, 1
-        span = Span(source.name, line + chunk.offset, column, line + chunk.offset, column + width)
-        return source.diagnostic(
-            "S102", "the declaration ends too early", span, _in_words(expected), "is a closing } missing?"
-        )
-    line, column = token.line, token.column or 1
-    width = 1 if token.type in ("_NL", "CHARACTER") else max(1, len(str(token)))
-    span = Span(source.name, line + chunk.offset, column, line + chunk.offset, column + width)
-    if token.type == "CHARACTER":
-        word = re.match(r"\S+", lines[line - 1][column - 1 :])
-        text = word.group(0) if word else str(token)
-        if str(token) == '"':
-            return source.diagnostic("S103", "the string does not end on its line", span, None, 'close it with "')
-        near = _near(text, expected)
-        return source.diagnostic("S101", f"cannot read {text!r} here", span, _in_words(expected), near)
-    shown = "the end of the line" if token.type == "_NL" else repr(str(token))
-    return source.diagnostic(
-        "S101", f"{shown} does not belong here", span, _in_words(expected), _near(str(token), expected)
-    )
-
-
-def _near(text: str, expected: set[str] | frozenset[str]) -> str | None:
-    """The nearest keyword that could stand here."""
-    keywords = [name.lower() for name in expected if name not in WORDS and name.isupper()]
-    found = get_close_matches(text, keywords, 1, 0.6)
-    return f"did you mean {found[0]}?" if found else None
-
-
-def _in_words(expected: set[str] | frozenset[str]) -> str:
-    """What could stand here, in words a user knows."""
-    by_name = {t.name: t.pattern.value for t in grammar().terminals if t.pattern.type == "str"}
-    words = sorted({WORDS.get(name) or by_name.get(name) or name.lower() for name in expected})
-    return " or ".join(words[:8]) + (" …" if len(words) > 8 else "")
+        explain(error, report.text, report)
+        return None
+    (value,) = tree.children
+    assert isinstance(value, Tree)
+    return value
