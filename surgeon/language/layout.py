@@ -148,16 +148,15 @@ def _lines(text: str) -> list[Line]:
 
 
 def _one_line_blocks(stream: list[Token]) -> set[int]:
-    """Where blocks open that may stay on their head's line: written so, in a head written on one
-    line, and short enough."""
+    """Where blocks open that may stay on their head's line: written so, and short enough."""
     found = set()
     for start, token in enumerate(stream):
         if token.type != "LBRACE":
             continue
         end = next((i for i, t in enumerate(stream) if i > start and t.type in ("LBRACE", "RBRACE")), start)
-        ends = {"_NEWLINE", "LBRACE", "RBRACE", "COMMENT"}
+        ends = {"_NEWLINE", "LBRACE", "RBRACE"}
         head = next((i + 1 for i in range(start - 1, -1, -1) if stream[i].type in ends), 0)
-        whole = stream[head : end + 1]
+        whole = [t for t in stream[head : end + 1] if t.type != "COMMENT"]
         nested = 0
         for t in stream[:head]:
             nested += (t.type == "LBRACE") - (t.type == "RBRACE")

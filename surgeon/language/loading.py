@@ -131,7 +131,7 @@ class _Loader:
                     "S135",
                     f"there is no recipe `{self.recipe}` in {report.name}",
                     start,
-                    expected=listing(map(str, names)) if names else None,
+                    expected=listing(map(str, names)),
                     near=(self.recipe, names),
                 )
             return chosen
@@ -176,12 +176,12 @@ def _distinct(declarations: Iterable[Tree], report: Report) -> None:
     """A finding for what one file declares twice. Over files the later declaration wins."""
     seen: dict[tuple[str, str], Token] = {}
     for declaration in declarations:
-        names = tree(declaration, "names") if declaration.data == "op" else None
-        own = [] if declaration.data == "use" else tokens(declaration, "NAME")[:1]
-        for name in tokens(names, "DOTTED") if names else own:
+        names = tree(declaration, "names")
+        own = tokens(names, "DOTTED") if names is not None else tokens(declaration, "NAME")[:1]
+        for name in own:
             first = seen.setdefault((declaration.data, str(name)), name)
-            if first is not name and not (names and first in tokens(names, "DOTTED")):
-                what = "op rule" if names else declaration.data
+            if not any(first is t for t in own):
+                what = "op rule" if names is not None else declaration.data
                 report.error(
                     "S110",
                     f"the {what} `{name}` is declared twice",

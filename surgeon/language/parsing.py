@@ -91,7 +91,7 @@ def parse(report: Report) -> list[Tree]:
         return _declarations(report.text)
     except UnexpectedInput:
         pass
-    starts = [match.start() for match in _DECLARATION.finditer(report.text)]
+    starts = sorted({0, *(match.start() for match in _DECLARATION.finditer(report.text))})
     found: list[Tree] = []
     for start, end in zip(starts, [*starts[1:], len(report.text)], strict=True):
         # blank lines in front keep the line numbers right

@@ -249,7 +249,7 @@ class _Body:
                         "S125",
                         f"`{argument}` of `{rule.names[0]}` has no axis `{axis}`",
                         axis,
-                        expected=listing(own) if own else None,
+                        expected=listing(own),
                         near=(axis, own),
                     )
 

@@ -69,10 +69,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return f"did you mean `{close[0]}`?" if close else None
 
 
-def listing(words: Iterable[str], last: str = "or") -> str:
-    """``a, b or c`` with each word in backquotes."""
+def listing(words: Iterable[str]) -> str | None:
+    """``a, b or c`` with each word in backquotes; None for no words."""
     quoted = [f"`{word}`" for word in words]
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {last} {quoted[-1]}"
+    if len(quoted) < 2:
+        return quoted[0] if quoted else None
+    return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
 def read(path: Path) -> str:

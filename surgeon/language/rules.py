@@ -174,12 +174,9 @@ class _Body:
                 f"the signature has no axis `{word}`",
                 word,
                 near=(word, self.axes),
-                expected=self._known(),
+                expected=listing(sorted(self.axes)),
             )
         return str(word)
-
-    def _known(self) -> str | None:
-        return listing(sorted(self.axes)) if self.axes else None
 
     def argument(self, word: Token, *, tensor: bool = False) -> str:
         known = [name for name, a in self.arguments.items() if a.axes is not None or not tensor]
@@ -187,9 +184,7 @@ class _Body:
             message = f"the signature has no argument `{word}`"
             if word in self.arguments:
                 message = f"the argument `{word}` is not a tensor"
-            self.report.error(
-                "S126", message, word, near=(word, known), expected=listing(known) if known else None
-            )
+            self.report.error("S126", message, word, near=(word, known), expected=listing(known))
         return str(word)
 
     def role(self, statement: Tree) -> Role:

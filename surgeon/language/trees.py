@@ -60,7 +60,7 @@ def one_of(word: Token, known: Iterable[str], what: str, code: str, report: Repo
         code,
         f"there is no {what} `{word}`",
         word,
-        expected=listing(known) if known else None,
+        expected=listing(known),
         near=(word, known),
     )
     return False
