@@ -66,13 +66,10 @@ def _source(model: Any, example_inputs: tuple[Any, ...] | None, trust: bool = Fa
 
 
 def _read(recipe: str | Path, settings: Mapping[str, str] | None, name: str | None) -> tuple[Program, Recipe]:
-    program = load(recipe, settings or {})
-    chosen = [r for r in program.recipes if name is None or r.name == name]
-    if not chosen:
-        what = f"{recipe} declares no recipe {name}" if name else f"{recipe} declares no recipe"
-        known = ", ".join(r.name for r in program.recipes)
-        raise fail(LanguageError, "S130", what, expected=known or "recipe NAME() { … }")
-    return program, chosen[-1]
+    program = load(recipe, settings or {}, name)
+    if not program.recipes:
+        raise fail(LanguageError, "S137", f"{recipe} declares no recipe", expected="recipe NAME() { … }")
+    return program, program.recipes[-1]
 
 
 def dims(model: Any, example_inputs: tuple[Any, ...] | None = None, stage: Stage = QUIET) -> Anatomy:

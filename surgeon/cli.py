@@ -1,0 +1,307 @@
+"""The command line. Parses, calls, renders; every error ends here as one message and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from surgeon.errors import EXIT_INTERNAL, EXIT_NOT_PRESERVED, EXIT_USER, SurgeonError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="surgeon",
+    help="Grow trained neural networks: wider, and computing the same function.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+USAGE_ERROR = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer takes it from
+
+RecipeArg = Annotated[str, typer.Argument(help="A .surgery file, or the name of one in the library.")]
+ModelArg = Annotated[
+    str, typer.Argument(help="A model folder or hub id, a config.json, or package.module:factory.")
+]
+Settings = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="A value for the recipe.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result here, as JSON.")]
+
+
+def _settings(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise typer.BadParameter(f"{pair!r} is not of the form NAME=VALUE", param_hint="--set")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' bars and warnings out of the report."""
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextmanager
+def _stages(console: Console) -> Iterator[Any]:
+    """A spinner that names the stage at hand; silent when not on a terminal."""
+    with console.status("reading") as status:
+        yield lambda text: status.update(text)
+
+
+@app.command()
+def apply(
+    recipe: RecipeArg,
+    model: ModelArg,
+    out: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist.")],
+    set_: Settings = [],  # noqa: B006  (typer reads the default)
+    device: Device = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the source's own.")] = None,
+    json_file: JsonFile = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what stands at --out.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's code.")] = False,
+) -> None:
+    """Grow MODEL by RECIPE, write it to DIR, and prove that it computes the same function."""
+    settings = _settings(set_)
+    _run_apply(recipe, model, out, settings, device, dtype, json_file, force, trust_remote_code)
+
+
+def _run_apply(
+    recipe: str,
+    model: str,
+    out: Path,
+    settings: dict[str, str],
+    device: str,
+    dtype: str | None,
+    json_file: Path | None,
+    force: bool,
+    trust_remote_code: bool,
+) -> None:
+    console = _console()
+    with console.status("starting"):
+        from surgeon import operations, rendering
+
+        _quiet_libraries()
+    with rendering.Progress(console) as progress:
+        result = operations.apply(
+            recipe,
+            model,
+            out,
+            settings=settings,
+            device=device,
+            dtype=dtype,
+            force=force,
+            trust_remote_code=trust_remote_code,
+            stage=progress.stage,
+            progress=progress.bytes,
+            planned=lambda plan: rendering.show_plan(console, plan),
+        )
+    rendering.show_report(console, result.report)
+    console.print(f"Grown: {out}", soft_wrap=True)
+    _write_json(json_file, {"plan": result.plan.as_dict(), "proof": result.report.as_dict()})
+
+
+def _write_json(file: Path | None, content: dict[str, Any]) -> None:
+    if file is not None:
+        file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+@app.command()
+def plan(recipe: RecipeArg, model: ModelArg, set_: Settings = [], json_file: JsonFile = None) -> None:  # noqa: B006
+    """Show what RECIPE would change in MODEL: dims, parameters, config, scales. Reads no weights."""
+    settings, console = _settings(set_), _console()
+    with _stages(console) as stage:
+        from surgeon import operations, rendering
+
+        _quiet_libraries()
+        planned = operations.plan(recipe, model, settings=settings, stage=stage)
+    rendering.show_plan(console, planned)
+    _write_json(json_file, planned.as_dict())
+
+
+@app.command()
+def dims(model: ModelArg, json_file: JsonFile = None) -> None:
+    """Show the anatomy of MODEL: each dim, what it ties, and whether it can grow or why not."""
+    console = _console()
+    with _stages(console) as stage:
+        from surgeon import operations, rendering
+
+        _quiet_libraries()
+        anatomy = operations.dims(model, stage=stage)
+    rows = rendering.dim_rows(anatomy)
+    rendering.show_dims(console, rows)
+    _write_json(json_file, {"dims": [vars(row) for row in rows]})
+
+
+@app.command()
+def verify(
+    source: Annotated[str, typer.Argument(help="The source model's folder.")],
+    target: Annotated[str, typer.Argument(help="The grown model's folder.")],
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Prove, or disprove, that TARGET computes the function of SOURCE."""
+    console = _console()
+    with _stages(console) as stage:
+        from surgeon import operations, rendering
+
+        _quiet_libraries()
+        report = operations.verify(source, target, device=device, stage=stage)
+    rendering.show_report(console, report)
+    _write_json(json_file, report.as_dict())
+    if not report.preserved:
+        raise typer.Exit(EXIT_NOT_PRESERVED)
+
+
+@app.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(help=".surgery files.")],
+    rules: Annotated[bool, typer.Option("--rules", help="Also test op rules against the real ops.")] = False,
+) -> None:
+    """Parse and check .surgery files; with --rules, certify their op rules against the real ops."""
+    from surgeon.language import check as check_file
+    from surgeon.language import load
+
+    bad = 0
+    for file in files:
+        found = check_file(file)
+        for diagnostic in found:
+            typer.echo(diagnostic.render() + "\n", err=True)
+        bad += len(found)
+        if not found:
+            typer.echo(f"{file}: sound")
+    if bad:
+        raise typer.Exit(EXIT_USER)
+    if rules:
+        from surgeon.certification.certify import certify
+
+        wrong = 0
+        for file in files:
+            for finding in certify(load(file).rules):
+                typer.echo(f"{finding.verdict:9} {finding.op}" + (f": {finding.detail}" if finding.detail else ""))
+                wrong += finding.verdict == "wrong"
+        if wrong:
+            raise typer.Exit(EXIT_NOT_PRESERVED)
+
+
+@app.command()
+def fmt(
+    files: Annotated[list[Path], typer.Argument(help=".surgery files.")],
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if anything would.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Change nothing; show what would.")] = False,
+) -> None:
+    """Lay out .surgery files in the one canonical way."""
+    import difflib
+
+    from surgeon.language import format_text
+    from surgeon.language.loading import find
+
+    changed = 0
+    for file in map(find, files):
+        text = file.read_text(encoding="utf-8")
+        laid = format_text(text, str(file))
+        if laid == text:
+            continue
+        changed += 1
+        if diff:
+            lines = difflib.unified_diff(text.splitlines(True), laid.splitlines(True), str(file), str(file))
+            typer.echo("".join(lines), nl=False)
+        elif check:
+            typer.echo(f"would lay out {file}")
+        else:
+            file.write_text(laid, encoding="utf-8")
+            typer.echo(f"laid out {file}")
+    if changed and (check or diff):
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    what: Annotated[str, typer.Argument(metavar="CODE|MODEL", help="A code such as S310, or a model.")],
+    axis: Annotated[str | None, typer.Argument(help='A parameter\'s axis: "layers.0.fc.weight[0]".')] = None,
+) -> None:
+    """A diagnostic at length; or the chain of ops that ties a parameter's axis to its dim."""
+    if axis is None:
+        from surgeon.catalogue import EXPLANATIONS
+
+        code = what.upper()
+        if code not in EXPLANATIONS:
+            typer.echo(f"error: there is no diagnostic {what}; codes run from S101 to S502", err=True)
+            raise typer.Exit(EXIT_USER)
+        typer.echo(f"{code}: {EXPLANATIONS[code]}")
+        return
+    console = _console()
+    with _stages(console) as stage:
+        from surgeon import operations, rendering
+
+        _quiet_libraries()
+        anatomy = operations.dims(what, stage=stage)
+    rendering.show_axis(console, anatomy, axis)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where to write the grown model.")] = Path("demo-out"),
+    recipe: Annotated[str, typer.Option(help="The recipe to run.")] = "grow",
+) -> None:
+    """Widen a real pretrained sentence encoder that installs from PyPI, and compare before and after."""
+    console = _console()
+    with console.status("starting"):
+        from surgeon import demonstration
+
+        _quiet_libraries()
+    source = demonstration.find_model()
+    console.print(f"$ surgeon apply {recipe} MiniLM --out {out}\n", style="bold")
+    _run_apply(recipe, str(source), out, {}, "auto", None, None, True, False)
+    demonstration.show_similarities(console, source, out)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done and preserved, 1 not preserved, 2 wrong input, 3 anything else."""
+    try:
+        code = app(standalone_mode=False)
+    except SurgeonError as error:
+        typer.echo(str(error), err=True)
+        code = error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("stopped; nothing was left behind", err=True)
+        code = EXIT_INTERNAL
+    except USAGE_ERROR as error:
+        error.show()  # type: ignore[attr-defined]
+        code = EXIT_USER
+    except BrokenPipeError:
+        code = EXIT_INTERNAL
+    except Exception as error:
+        if os.environ.get("SURGEON_TRACEBACK"):
+            raise
+        typer.echo(
+            f"error[S900]: surgeon failed: {type(error).__name__}: {error}\n"
+            "  help: this is a bug; SURGEON_TRACEBACK=1 shows where",
+            err=True,
+        )
+        code = EXIT_INTERNAL
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Values as terminal output: plans, proofs, anatomies."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import networkx as nx
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from surgeon.errors import PlanError, fail
+from surgeon.graph.inference import Anatomy
+from surgeon.planning.plan import Plan
+from surgeon.verification.report import Report
+
+
+class Progress:
+    """The stage at hand, and a bar with rate and time left while weights are written."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self.bars = Bars(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self.task: Any = None
+        self.status = console.status("reading")
+
+    def __enter__(self) -> Progress:
+        self.status.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.status.stop()
+        self.bars.stop()
+
+    def stage(self, text: str) -> None:
+        self.bars.stop()
+        self.status.update(text)
+        self.status.start()
+
+    def bytes(self, done: int, total: int) -> None:
+        if self.task is None:
+            self.status.stop()
+            self.bars.start()
+            self.task = self.bars.add_task("writing", total=total)
+        self.bars.update(self.task, completed=done)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        right = column in ("from", "to", "dims", "size", "largest error", "tolerance")
+        table.add_column(column, justify="right" if right else "left")
+    return table
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """Dims, config, scales, and the count of what changes."""
+    table = _table("dim", "from", "to", "dims")
+    for d in plan.grown_dims():
+        table.add_row(d.label, str(d.size), str(d.target), str(d.dims))
+    console.print(table)
+    if plan.config_changes:
+        console.print()
+        for name, (before, after) in plan.config_changes.items():
+            console.print(f"config.{name}: {before} → {after}")
+    scaled = plan.scaled()
+    if scaled:
+        console.print()
+        groups: dict[tuple[str, tuple[float, ...]], int] = {}
+        for name, values in scaled.items():
+            key = re.sub(r"\.\d+\.", ".*.", name), values
+            groups[key] = groups.get(key, 0) + 1
+        for (name, values), count in groups.items():
+            numbers = ", ".join(f"{v:.6g}" for v in values)
+            console.print(f"scale {name} by {numbers}" + (f" ({count} tensors)" if count > 1 else ""))
+    for note in plan.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    before, after = plan.parameter_counts()
+    changing = sum(t.changes for t in plan.transforms.values())
+    console.print(
+        f"\nPlan: {changing} of {len(plan.transforms)} tensors change, {before:,} → {after:,} parameters.\n"
+    )
+
+
+def show_report(console: Console, report: Report) -> None:
+    """The four parts of the proof."""
+    table = _table("proof", "largest error", "tolerance", "")
+    table.add_row("static", "", "", f"{report.static} ops typed, no open obligation")
+    exact = report.exact
+    where = "" if exact.divergence is None else f"first at {exact.divergence.where}"
+    table.add_row("exact, float64", f"{exact.outputs:.1e}", f"{exact.tolerance:.1e}", where or f"{exact.nodes} tensors, worst {exact.worst:.1e}")
+    if report.native is not None:
+        n = report.native
+        extra = [f"max {n.max_abs:.1e}", f"source's own noise {n.noise:.1e}"]
+        if n.kl is not None:
+            extra.append(f"KL {n.kl:.1e}")
+        if n.top1 is not None:
+            extra.append(f"top-1 {n.top1:.1%}")
+        if n.greedy is not None:
+            extra.append("greedy text equal" if n.greedy else "greedy text differs")
+        table.add_row(f"stock, {n.dtype}", f"{n.relative:.1e}", f"{n.tolerance:.1e}", ", ".join(extra))
+    if report.trainability:
+        least = min(report.trainability, key=lambda a: a.asymmetry)
+        note = f"copies' gradients differ by {least.asymmetry:.0%} or more"
+        if least.asymmetry < 1e-3:
+            note = f"the copies of {least.label} get the same gradient and will never separate: add noise or an uneven spread"
+        table.add_row("trainable", "", "", note)
+    console.print(table)
+    console.print("\nPreserved." if report.preserved else "\nNOT preserved.", style="bold")
+
+
+@dataclass(frozen=True)
+class DimRow:
+    """Dims that look alike: layers written ``*``."""
+
+    label: str
+    size: int
+    dims: int
+    ties: tuple[str, ...]
+    pinned: str  # empty: growable
+
+
+def dim_rows(anatomy: Anatomy) -> list[DimRow]:
+    """The dims that parameters have, grouped over layers."""
+    store = anatomy.store
+    ties: dict[int, dict[str, None]] = {}
+    for name in anatomy.captured.parameters.values():
+        if anatomy.captured.aliases.get(name, name) != name:
+            continue
+        for i, axis in enumerate(anatomy.parameter_axes(name)):
+            for dim in store.leaves(axis):
+                ties.setdefault(dim, {})[f"{re.sub(r'[.][0-9]+[.]', '.*.', name)}[{i}]"] = None
+    groups: dict[tuple[Any, ...], int] = {}
+    for dim, names in ties.items():
+        pins = store.pins_of(dim)
+        label = re.sub(r"\.\d+\.", ".*.", store.labels[dim])
+        reason = re.sub(r"\.\d+\.", ".*.", anatomy.describe_pin(pins[0])) if pins else ""
+        key = label, store.sizes[dim], tuple(names), reason
+        groups[key] = groups.get(key, 0) + 1
+    return [DimRow(label, size, count, names, pin) for (label, size, names, pin), count in groups.items()]
+
+
+def show_dims(console: Console, rows: list[DimRow]) -> None:
+    """Growable dims first, then the pinned ones with their reasons."""
+    for title, chosen in (("growable", [r for r in rows if not r.pinned]), ("pinned", [r for r in rows if r.pinned])):
+        if not chosen:
+            continue
+        table = _table(title, "size", "dims", "ties" if title == "growable" else "because")
+        for row in chosen:
+            more = f" and {len(row.ties) - 2} more" if len(row.ties) > 2 else ""
+            tied = ", ".join(row.ties[:2]) + more
+            table.add_row(row.label, str(row.size), str(row.dims), row.pinned or tied)
+        console.print(table)
+        console.print()
+
+
+def show_axis(console: Console, anatomy: Anatomy, spec: str) -> None:
+    """One parameter axis: its structure, and for each dim the chain of ops that ties it to where the
+    dim is first seen. Raises PlanError S311 for an axis that is not there."""
+    match = re.fullmatch(r"(.+)\[(\d+)\]", spec)
+    names = list(anatomy.captured.parameters.values())
+    if match is None or match[1] not in names or int(match[2]) >= len(anatomy.parameter_axes(match[1])):
+        raise fail(PlanError, "S311", f"there is no axis {spec}", expected='NAME[AXIS], such as "fc1.weight[0]"')
+    store = anatomy.store
+    axis = anatomy.parameter_axes(match[1])[int(match[2])]
+    labels = {d: store.labels[d] for d in store.leaves(axis)}
+    console.print(f"{spec} = {store.show(axis, labels)}", soft_wrap=True)
+    start = store.labels.index(spec) if spec in store.labels else None
+    for dim in dict.fromkeys(store.leaves(axis)):
+        pins = store.pins_of(dim)
+        state = "growable" if not pins else "pinned: " + "; ".join(anatomy.describe_pin(p) for p in pins[:3])
+        console.print(f"\n{store.labels[dim]} (size {store.sizes[dim]}): {state}", soft_wrap=True)
+        graph = anatomy.coupling
+        if start is None or start == dim or start not in graph or not nx.has_path(graph, start, dim):
+            continue
+        path = nx.shortest_path(graph, start, dim)
+        for a, b in zip(path, path[1:], strict=False):
+            console.print(f"  tied by {anatomy.where(graph.edges[a, b]['node'])} to {store.labels[b]}", soft_wrap=True)
