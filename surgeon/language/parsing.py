@@ -109,7 +109,9 @@ def parse(report: Report) -> list[Tree]:
 def _declarations(text: str, line: int = 1) -> list[Tree]:
     """Parse a text whose first line has the number ``line``. Raises lark's UnexpectedInput."""
     parser = grammar().parse_interactive(text, start="start")
-    parser.lexer_thread.state.line_ctr.line = line
+    state = parser.lexer_thread.state
+    assert state is not None
+    state.line_ctr.line = line
     return [child for child in parser.resume_parse().children if isinstance(child, Tree)]
 
 
