@@ -78,9 +78,11 @@ def _comments(text: str) -> list[str]:
 def _stream(text: str) -> Iterator[Token]:
     """The tokens of a text, comments among them at their places."""
     comments = []
+    line, counted = 1, 0
     for match in _COMMENT.finditer(text):
         if match.group().startswith("#"):
-            line = text.count("\n", 0, match.start()) + 1
+            line += text.count("\n", counted, match.start())
+            counted = match.start()
             comments.append(Token("COMMENT", match.group().rstrip(), match.start(), line, end_line=line))
     parser = grammar().parse_interactive(text, start="start")
     comments.reverse()
@@ -113,6 +115,11 @@ class _Splitter:
         self.lines.append(Line(self.tokens, self.depth, first, last, trailing, opens))
         self.tokens, self.waiting = [], []
 
+    def balanced(self) -> bool:
+        """Whether a closing brace here closes a block that was opened on an earlier line."""
+        braces = [t.type for t in self.tokens if t.type in ("LBRACE", "RBRACE")]
+        return braces.count("LBRACE") == braces.count("RBRACE")
+
     def comment(self, comment: Token) -> None:
         if self.tokens:
             self.waiting.append(comment)
@@ -130,7 +137,7 @@ class _Splitter:
             self.tokens.append(token)
             self.flush(opens=True)
             self.depth += 1
-        elif token.type == "RBRACE" and not any(t.type == "LBRACE" for t in self.tokens):
+        elif token.type == "RBRACE" and self.balanced():
             self.flush()
             self.depth -= 1
             self.tokens.append(token)
@@ -149,24 +156,25 @@ def _lines(text: str) -> list[Line]:
 
 def _one_line_blocks(stream: list[Token]) -> set[int]:
     """Where blocks open that may stay on their head's line: written so, and short enough."""
-    found = set()
-    for start, token in enumerate(stream):
-        if token.type != "LBRACE":
+    found: set[int] = set()
+    depth, opening = 0, None
+    statement: list[Token] = []
+    for token in stream:
+        if token.type == "COMMENT":
             continue
-        end = next((i for i, t in enumerate(stream) if i > start and t.type in ("LBRACE", "RBRACE")), start)
-        ends = {"_NEWLINE", "LBRACE", "RBRACE"}
-        head = next((i + 1 for i in range(start - 1, -1, -1) if stream[i].type in ends), 0)
-        whole = [t for t in stream[head : end + 1] if t.type != "COMMENT"]
-        nested = 0
-        for t in stream[:head]:
-            nested += (t.type == "LBRACE") - (t.type == "RBRACE")
-        if (
-            stream[end].type == "RBRACE"
-            and stream[start].line == stream[end].line
-            and not any(t.type == "_NEWLINE" for t in whole)
-            and nested * INDENT + len("".join(_spaced(whole))) <= WIDTH
-        ):
-            found.add(_start(token))
+        statement.append(token)
+        if token.type == "LBRACE":
+            depth, opening = depth + 1, token
+        elif token.type == "RBRACE":
+            depth -= 1
+            if opening is not None and opening.line == token.line:
+                width = depth * INDENT + len("".join(_spaced(statement)))
+                found |= {_start(opening)} if width <= WIDTH else set()
+            opening = None
+        if token.type == "_NEWLINE":
+            opening = None
+        if token.type == "_NEWLINE" or (opening is None and token.type == "RBRACE"):
+            statement = []
     return found
 
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from lark import Lark, Token, Tree
@@ -20,7 +21,7 @@ from lark.lark import PostLex
 from surgeon.language.report import Report, check_size
 from surgeon.language.wording import explain
 
-MAX_FINDINGS = 20
+MAX_ROUNDS = 20
 GOES_ON = {"COMMA", "BAR", "COLON", "BECOMES", "EQUAL", "ARROW"}
 OPENS, CLOSES = {"LPAR", "LSQB"}, {"RPAR", "RSQB"}
 _DECLARATION = re.compile(r"^(?=[^\s#{}()\[\],:|])", re.MULTILINE)
@@ -93,28 +94,34 @@ def parse(report: Report) -> list[Tree]:
         pass
     starts = sorted({0, *(match.start() for match in _DECLARATION.finditer(report.text))})
     found: list[Tree] = []
-    for start, end in zip(starts, [*starts[1:], len(report.text)], strict=True):
-        # blank lines in front keep the line numbers right
-        found += _recovering("\n" * report.text.count("\n", 0, start) + report.text[start:end], report)
-        if len(report.diagnostics) >= MAX_FINDINGS:
+    line = 1
+    for start, end in pairwise([*starts, len(report.text)]):
+        part = report.text[start:end]
+        found += _recovering(part, line, report)
+        line += part.count("\n")
+        if len(report.diagnostics) >= MAX_ROUNDS:
             break
     if not report.diagnostics:  # each part is sound, the whole is not: an indented head, say
-        _recovering(report.text, report)
+        _recovering(report.text, 1, report)
     return found
 
 
-def _declarations(text: str) -> list[Tree]:
-    tree = grammar().parse(text, start="start")
-    return [child for child in tree.children if isinstance(child, Tree)]
+def _declarations(text: str, line: int = 1) -> list[Tree]:
+    """Parse a text whose first line has the number ``line``. Raises lark's UnexpectedInput."""
+    parser = grammar().parse_interactive(text, start="start")
+    state = parser.lexer_thread.state
+    assert state is not None
+    state.line_ctr.line = line
+    return [child for child in parser.resume_parse().children if isinstance(child, Tree)]
 
 
-def _recovering(text: str, report: Report) -> list[Tree]:
+def _recovering(text: str, line: int, report: Report) -> list[Tree]:
     """Parse, and blank out each statement that is wrong; a wrong head drops its declaration."""
-    while len(report.diagnostics) < MAX_FINDINGS:
+    while len(report.diagnostics) < MAX_ROUNDS:
         try:
-            return _declarations(text)
+            return _declarations(text, line)
         except UnexpectedInput as error:
-            at_end = explain(error, text, report)
+            at_end = explain(error, text, line, report)
             start, end, depth = _statement(text, _offset(error, text))
         if depth == 0 or at_end or not text[start:end].strip():
             return []
@@ -151,7 +158,7 @@ def parse_value(report: Report) -> Tree | None:
     try:
         tree = grammar().parse(report.text, start="value")
     except UnexpectedInput as error:
-        explain(error, report.text, report)
+        explain(error, report.text, 1, report)
         return None
     (value,) = tree.children
     assert isinstance(value, Tree)

@@ -10,6 +10,8 @@ from typing import Any
 from surgeon.errors import Diagnostic, LanguageError, Span, fail
 
 MAX_BYTES = 256 * 1024
+MAX_FINDINGS = 100
+"""Of one file; more help nobody."""
 
 
 class Report:
@@ -41,6 +43,8 @@ class Report:
     ) -> None:
         """Add a finding. ``where`` is a Span or a lark token or tree; ``near`` is a word and the
         words it could have been: the closest becomes the help line when none is given."""
+        if len(self.diagnostics) >= MAX_FINDINGS:
+            return
         span = where if isinstance(where, Span) else self.span(where)
         if near is not None and help is None:
             help = nearest(*near)

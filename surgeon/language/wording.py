@@ -87,15 +87,16 @@ def accepted(error: UnexpectedInput) -> set[str]:
     return set(getattr(error, "allowed", None) or ())
 
 
-def explain(error: UnexpectedInput, text: str, report: Report) -> bool:
-    """Turn a lark error into a finding. Returns whether it is that the text ended too early."""
+def explain(error: UnexpectedInput, text: str, line: int, report: Report) -> bool:
+    """Turn a lark error, in a text whose first line is ``line``, into a finding. Returns whether it
+    is that the text ended too early."""
     names = accepted(error)
     if isinstance(error, UnexpectedCharacters):
         _character(error, text, names, report)
         return False
     token = error.token if isinstance(error, UnexpectedToken) else None
     if token is None or token.type == "$END" or isinstance(error, UnexpectedEOF):
-        _too_early(text, names, report)
+        _too_early(text, line, names, report)
         return True
     _token(token, names, report)
     return False
@@ -116,9 +117,10 @@ def _character(error: UnexpectedCharacters, text: str, names: set[str], report: 
     report.error("S103", f"`{char}` does not belong here", place, expected=expectation(names), help=habit)
 
 
-def _too_early(text: str, names: set[str], report: Report) -> None:
+def _too_early(text: str, line: int, names: set[str], report: Report) -> None:
     lines = text.rstrip().split("\n")
-    place = Span(report.name, len(lines), len(lines[-1]) + 1, len(lines), len(lines[-1]) + 2)
+    line += len(lines) - 1
+    place = Span(report.name, line, len(lines[-1]) + 1, line, len(lines[-1]) + 2)
     message = "the block is not closed" if "RBRACE" in names else "the text ends in the middle of a statement"
     report.error("S104", message, place, expected="`}`" if "RBRACE" in names else expectation(names))
 

@@ -53,6 +53,8 @@ op a.d : reshape
 def test_layout_by_example() -> None:
     assert format_text(EXAMPLE) == LAID_OUT
     assert format_text("") == ""
+    both = "recipe r() { expand a.b { x := copy(o) } }\n"
+    assert format_text(both) == "recipe r() {\n    expand a.b { x := copy(o) }\n}\n"
     assert format_text("# only\n\n\n\n#this") == "# only\n\n#this\n"
 
 
