@@ -79,4 +79,75 @@ A spread is `symmetric`, `diagonal`, `first`, or `uneven` with one positive weig
 A file may declare several; name the one to use.""",
     "S136": """A pattern cannot be read.
 `*` stands for any characters, `?` for one, `{0..3}` for the numbers 0 to 3, `{fc1,fc2}` for either.""",
+    "S137": """The file declares no recipe, so there is nothing to run.""",
+    # ── S2xx: models ─────────────────────────────────────────────────────────────────────────
+    "S201": """MODEL is nothing surgeon can open.
+It may be a transformers folder, a hub id such as `owner/name`, a config.json (for `plan` and `dims`), or
+`package.module:factory` for a plain module.""",
+    "S202": """The folder's config.json is missing or is not a JSON object.""",
+    "S203": """The model brings Python code of its own (`auto_map` in its config).
+A stranger's code is not run unasked. Read it, then add `--trust-remote-code`.""",
+    "S204": """The installed transformers has no such model type.""",
+    "S205": """The installed transformers has no class for this model.""",
+    "S206": """The hub did not give the model: no network, no such name, or no permission.""",
+    "S207": """`package.module:factory` could not be found, imported or run.
+The current folder is on the import path. The factory takes no arguments.""",
+    "S208": """A factory must return `(module, args)` or `(module, args, kwargs)`: a module and the inputs
+to trace it with.""",
+    "S209": """The operation needs weights, and the model has none here (a bare config.json, or a factory where
+a folder is wanted).""",
+    "S210": """torch.export could not trace the model.
+Usually a Python branch on the values of a tensor. The note gives the line in the model.""",
+    "S211": """surgeon does not know how to make up this model's main input.""",
+    "S220": """The class refuses the config.
+The message is the class's own. Sizes often must divide each other: grow them together.""",
+    "S230": """The device asked for is not there.""",
+    "S240": """The demo's model comes from PyPI with the extra `demo`.""",
+    # ── S3xx: inference and planning ─────────────────────────────────────────────────────────
+    "S301": """A dim that would grow is an axis of an input, of a constant, or of a tensor made inside the
+graph. Its size or values are decided where no weight can follow: ALiBi slopes fix the number of heads, for one.""",
+    "S302": """Two axes meet that cannot be one, so what they consist of cannot grow.
+Growing fails closed: an op whose axes do not fit its rule stops every dim that reaches it.""",
+    "S303": """A softmax runs over the dim: more channels would change what it sums to.""",
+    "S304": """The dim is a spatial extent of a convolution or pooling window.""",
+    "S305": """The dim is sliced by a length known only when the model runs.""",
+    "S306": """The dim is read by position: copies would stand where something else was.""",
+    "S307": """An op's rule says that the dim is frozen (a vocabulary is).""",
+    "S308": """An op without a rule reads the dim.
+Nothing is guessed. Write the rule in a .surgery file and `use` it from the recipe; docs/extend.md shows how.
+`surgeon check --rules FILE` then tests it against the real op.""",
+    "S310": """The target size is no whole number, or smaller than the source's.""",
+    "S311": """A growth names a dim, field, parameter or axis that the model does not have.
+`surgeon dims MODEL` lists what it has.""",
+    "S312": """The config has one number for all layers, so the class cannot grow some of them alone.""",
+    "S314": """The axis named is several dims, or one dim is asked to grow to two sizes.""",
+    "S315": """An expansion names an axis that the argument does not have.""",
+    "S316": """A channel map would leave out a channel of the source.""",
+    "S320": """With the grown config the class builds another graph.
+Classes decide by sizes: a projection appears where two sizes differ. Grow them together.""",
+    "S321": """A tensor of the grown class has a size that no growth of dims explains.
+Two axes that are one dim would grow differently, or an axis of size one would grow.""",
+    "S322": """A number inside the grown class differs where no scale can make up for it.
+ALiBi slopes are such numbers: they depend on the count of heads, so heads cannot grow; hidden can.""",
+    "S323": """A buffer of the grown class holds other values than the source's.""",
+    "S330": """No scale of any parameter keeps the function.
+Copies multiply a sum, or a constant of the class changed, and every parameter that could take the factor
+is bound elsewhere. Grow by an integer factor, grow other dims, or untie parameters.""",
+    # ── S4xx: checkpoints ────────────────────────────────────────────────────────────────────
+    "S401": """The folder has no safetensors. Pickles can run code when opened, and are not.""",
+    "S402": """The index of a sharded checkpoint and its shards do not agree.""",
+    "S403": """A safetensors file's header does not fit the file: it is truncated or altered.""",
+    "S404": """A tensor holds NaN or infinity. There is no function to preserve.""",
+    "S405": """Tensors that the class needs are missing from the checkpoint.""",
+    "S406": """A tensor has another shape than the config asks for.""",
+    "S407": """The dtype is not supported.""",
+    "S410": """The output exists already. Nothing is overwritten without `--force`.""",
+    "S411": """There is not enough room on the disk. Nothing was left behind.""",
+    "S412": """The output cannot be written there.""",
+    # ── S5xx: the proof ──────────────────────────────────────────────────────────────────────
+    "S501": """The two graphs, run side by side in float64, differ by more than float64 explains.
+The first node at which they part is named. The output is kept aside in DIR.not-preserved.""",
+    "S502": """The exact check holds, but stock transformers in the checkpoint's own dtype sees more error
+than the source's own rounding explains. The output is kept aside in DIR.not-preserved.""",
+    "S900": """surgeon failed where it should not have. SURGEON_TRACEBACK=1 shows where; please report it.""",
 }

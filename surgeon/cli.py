@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-USAGE_ERROR = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer takes it from
+USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer takes it from
 
 RecipeArg = Annotated[str, typer.Argument(help="A .surgery file, or the name of one in the library.")]
 ModelArg = Annotated[
@@ -79,7 +79,9 @@ def apply(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the source's own.")] = None,
     json_file: JsonFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what stands at --out.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's code.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model's code.")
+    ] = False,
 ) -> None:
     """Grow MODEL by RECIPE, write it to DIR, and prove that it computes the same function."""
     settings = _settings(set_)
@@ -198,7 +200,9 @@ def check(
         wrong = 0
         for file in files:
             for finding in certify(load(file).rules):
-                typer.echo(f"{finding.verdict:9} {finding.op}" + (f": {finding.detail}" if finding.detail else ""))
+                typer.echo(
+                    f"{finding.verdict:9} {finding.op}" + (f": {finding.detail}" if finding.detail else "")
+                )
                 wrong += finding.verdict == "wrong"
         if wrong:
             raise typer.Exit(EXIT_NOT_PRESERVED)
@@ -287,7 +291,7 @@ def main() -> None:
         typer.echo("stopped; nothing was left behind", err=True)
         code = EXIT_INTERNAL
     except USAGE_ERROR as error:
-        error.show()  # type: ignore[attr-defined]
+        error.show()
         code = EXIT_USER
     except BrokenPipeError:
         code = EXIT_INTERNAL

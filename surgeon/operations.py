@@ -120,7 +120,9 @@ def apply(
     checkpoint = None
     if isinstance(source, TransformersSource):
         if source.folder is None or out is None:
-            raise fail(ModelError, "S209", f"{source.name}: there are no weights to grow, or nowhere to put them")
+            raise fail(
+                ModelError, "S209", f"{source.name}: there are no weights to grow, or nowhere to put them"
+            )
         checkpoint = open_checkpoint(source.folder)
     _refuse_existing(out, force)
     subject = examine(source, program, stage)
@@ -133,8 +135,15 @@ def apply(
 
 
 def _refuse_existing(out: str | Path | None, force: bool) -> None:
-    if out is not None and Path(out).exists() and not force and (Path(out).is_file() or any(Path(out).iterdir())):
-        raise fail(CheckpointError, "S410", f"{out} exists already", help="choose another --out, or add --force")
+    if (
+        out is not None
+        and Path(out).exists()
+        and not force
+        and (Path(out).is_file() or any(Path(out).iterdir()))
+    ):
+        raise fail(
+            CheckpointError, "S410", f"{out} exists already", help="choose another --out, or add --force"
+        )
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
@@ -272,9 +281,7 @@ def _prove_native(
     native = compare_stock(plan, small, wide, large)
     stage("proof: trainability")
     gradients = backward(large.float(), {k: _on(v, device) for k, v in inputs.items()})
-    return Report(
-        len(plan.anatomy.calls), exact, native, tuple(gradient_asymmetry(plan, gradients))
-    )
+    return Report(len(plan.anatomy.calls), exact, native, tuple(gradient_asymmetry(plan, gradients)))
 
 
 def _main_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -308,13 +315,13 @@ def _not_preserved(report: Report, aside: Path | None) -> NotPreserved:
     if report.exact.divergence is not None:
         d = report.exact.divergence
         message = f"the grown model computes something else: first at {d.where}, relative error {d.error:.2e}"
-        return fail(NotPreserved, "S501", message, notes=(kept,) if kept else ())  # type: ignore[return-value]
+        return fail(NotPreserved, "S501", message, notes=(kept,) if kept else ())
     assert report.native is not None
     message = (
         f"stock transformers sees a relative error of {report.native.relative:.2e} in {report.native.dtype}, "
         f"where its own noise allows {report.native.tolerance:.2e}"
     )
-    return fail(NotPreserved, "S502", message, notes=(kept,) if kept else ())  # type: ignore[return-value]
+    return fail(NotPreserved, "S502", message, notes=(kept,) if kept else ())
 
 
 # ── plain modules ────────────────────────────────────────────────────────────────────────

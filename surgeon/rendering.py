@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -93,7 +94,12 @@ def show_report(console: Console, report: Report) -> None:
     table.add_row("static", "", "", f"{report.static} ops typed, no open obligation")
     exact = report.exact
     where = "" if exact.divergence is None else f"first at {exact.divergence.where}"
-    table.add_row("exact, float64", f"{exact.outputs:.1e}", f"{exact.tolerance:.1e}", where or f"{exact.nodes} tensors, worst {exact.worst:.1e}")
+    table.add_row(
+        "exact, float64",
+        f"{exact.outputs:.1e}",
+        f"{exact.tolerance:.1e}",
+        where or f"{exact.nodes} tensors, worst {exact.worst:.1e}",
+    )
     if report.native is not None:
         n = report.native
         extra = [f"max {n.max_abs:.1e}", f"source's own noise {n.noise:.1e}"]
@@ -108,7 +114,7 @@ def show_report(console: Console, report: Report) -> None:
         least = min(report.trainability, key=lambda a: a.asymmetry)
         note = f"copies' gradients differ by {least.asymmetry:.0%} or more"
         if least.asymmetry < 1e-3:
-            note = f"the copies of {least.label} get the same gradient and will never separate: add noise or an uneven spread"
+            note = f"copies of {least.label} get one gradient and never separate: add noise or uneven shares"
         table.add_row("trainable", "", "", note)
     console.print(table)
     console.print("\nPreserved." if report.preserved else "\nNOT preserved.", style="bold")
@@ -147,7 +153,10 @@ def dim_rows(anatomy: Anatomy) -> list[DimRow]:
 
 def show_dims(console: Console, rows: list[DimRow]) -> None:
     """Growable dims first, then the pinned ones with their reasons."""
-    for title, chosen in (("growable", [r for r in rows if not r.pinned]), ("pinned", [r for r in rows if r.pinned])):
+    for title, chosen in (
+        ("growable", [r for r in rows if not r.pinned]),
+        ("pinned", [r for r in rows if r.pinned]),
+    ):
         if not chosen:
             continue
         table = _table(title, "size", "dims", "ties" if title == "growable" else "because")
@@ -165,7 +174,9 @@ def show_axis(console: Console, anatomy: Anatomy, spec: str) -> None:
     match = re.fullmatch(r"(.+)\[(\d+)\]", spec)
     names = list(anatomy.captured.parameters.values())
     if match is None or match[1] not in names or int(match[2]) >= len(anatomy.parameter_axes(match[1])):
-        raise fail(PlanError, "S311", f"there is no axis {spec}", expected='NAME[AXIS], such as "fc1.weight[0]"')
+        raise fail(
+            PlanError, "S311", f"there is no axis {spec}", expected='NAME[AXIS], such as "fc1.weight[0]"'
+        )
     store = anatomy.store
     axis = anatomy.parameter_axes(match[1])[int(match[2])]
     labels = {d: store.labels[d] for d in store.leaves(axis)}
@@ -179,5 +190,7 @@ def show_axis(console: Console, anatomy: Anatomy, spec: str) -> None:
         if start is None or start == dim or start not in graph or not nx.has_path(graph, start, dim):
             continue
         path = nx.shortest_path(graph, start, dim)
-        for a, b in zip(path, path[1:], strict=False):
-            console.print(f"  tied by {anatomy.where(graph.edges[a, b]['node'])} to {store.labels[b]}", soft_wrap=True)
+        for a, b in pairwise(path):
+            console.print(
+                f"  tied by {anatomy.where(graph.edges[a, b]['node'])} to {store.labels[b]}", soft_wrap=True
+            )

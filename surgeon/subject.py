@@ -77,7 +77,9 @@ def _dynamic_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return tuple(shape(a) for a in args) + tuple(shape(a) for a in kwargs.values())
 
 
-def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = lambda _: None) -> Surgery:
+def plan_surgery(
+    subject: Subject, recipe: Recipe, program: Program, stage: Stage = lambda _: None
+) -> Surgery:
     """Plan a growth. Raises PlanError S3xx, ModelError S220."""
     if not isinstance(subject.source, TransformersSource):
         stage("planning")

@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Any
 
 WRITTEN = {"config.json", "README.md", "surgery.json"}
-LEFT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf", ".py"}
+LEFT_SUFFIXES = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".pkl",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".gguf",
+    ".py",
+}
 MAX_SIDE_FILE = 64 * 1024 * 1024
 
 
@@ -49,18 +61,18 @@ library_name: transformers
 
 # {folder.name if not folder.name.startswith(".") else source} grown
 
-Grown from `{source}` by surgeon with the recipe `{plan['recipe']}`: {plan['parameters']['source']:,} to
-{plan['parameters']['target']:,} parameters, computing the same function.
+Grown from `{source}` by surgeon with the recipe `{plan["recipe"]}`: {plan["parameters"]["source"]:,} to
+{plan["parameters"]["target"]:,} parameters, computing the same function.
 
 | dim | from | to | how many |
 |---|---|---|---|
 {rows}
 
-Worst relative error of the outputs in float64: {proof['exact']['outputs']:.2e}
-(tolerance {proof['exact']['tolerance']:.2e}). The whole plan and proof are in `surgery.json`.
+Worst relative error of the outputs in float64: {proof["exact"]["outputs"]:.2e}
+(tolerance {proof["exact"]["tolerance"]:.2e}). The whole plan and proof are in `surgery.json`.
 
 {fence}
-{record['recipe_text'].strip()}
+{record["recipe_text"].strip()}
 {fence}
 """
     (folder / "README.md").write_text(card, encoding="utf-8")

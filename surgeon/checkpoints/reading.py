@@ -56,9 +56,9 @@ class Checkpoint:
         if entry.file not in self._open:
             self._open[entry.file] = safe_open(entry.file, framework="pt")
         tensor = self._open[entry.file].get_tensor(name)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
-            if not bool(torch.isfinite(tensor).all()):
-                raise fail(CheckpointError, "S404", f"{name} in {entry.file.name} holds NaN or infinity")
+        suspect = tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32))
+        if suspect and not torch.isfinite(tensor).all():  # a sum may overflow where no element does
+            raise fail(CheckpointError, "S404", f"{name} in {entry.file.name} holds NaN or infinity")
         return tensor
 
     @property
@@ -97,7 +97,9 @@ def _sharded(folder: Path) -> dict[str, Entry]:
             raise fail(CheckpointError, "S402", f"{INDEX} points outside the folder: {shard}")
         if shard not in headers:
             if not (folder / shard).is_file():
-                raise fail(CheckpointError, "S402", f"the shard {shard} is missing", help="is the download complete?")
+                raise fail(
+                    CheckpointError, "S402", f"the shard {shard} is missing", help="is the download complete?"
+                )
             headers[shard] = read_header(folder / shard)
         if name not in headers[shard]:
             raise fail(CheckpointError, "S402", f"{INDEX} says that {shard} holds {name}, but it does not")

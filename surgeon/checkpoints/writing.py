@@ -44,7 +44,9 @@ def staging(target: Path, force: bool, needed: int = 0) -> Iterator[Path]:
     Raises CheckpointError S410 (the target exists), S411 (no room), S412 (cannot write).
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not force:
-        raise fail(CheckpointError, "S410", f"{target} exists already", help="choose another --out, or add --force")
+        raise fail(
+            CheckpointError, "S410", f"{target} exists already", help="choose another --out, or add --force"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
@@ -52,7 +54,7 @@ def staging(target: Path, force: bool, needed: int = 0) -> Iterator[Path]:
             raise fail(
                 CheckpointError,
                 "S411",
-                f"the grown model needs {needed / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free",
+                f"the grown model needs {needed / 1e9:.1f} GB; {target.parent} has {free / 1e9:.1f} GB free",
             )
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.surgeon-", dir=target.parent))
     except OSError as error:
@@ -68,7 +70,9 @@ def staging(target: Path, force: bool, needed: int = 0) -> Iterator[Path]:
 
 def _write_error(target: Path, error: OSError) -> CheckpointError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return fail(CheckpointError, "S411", f"the disk of {target.parent} is full", help="nothing was left behind")
+        return fail(
+            CheckpointError, "S411", f"the disk of {target.parent} is full", help="nothing was left behind"
+        )
     return fail(CheckpointError, "S412", f"cannot write {target}: {error.strerror or error}")
 
 

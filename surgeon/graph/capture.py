@@ -121,9 +121,7 @@ def describe(program: torch.export.ExportedProgram, module: nn.Module) -> Captur
             for name, target in signature.inputs_to_lifted_tensor_constants.items()
         },
         tuple(
-            node.name
-            for node in program.graph.nodes
-            if node.op == "placeholder" and node.name not in known
+            node.name for node in program.graph.nodes if node.op == "placeholder" and node.name not in known
         ),
         {name: canonical[id(parameter)] for name, parameter in named},
         {node.name: _shapes(node.meta.get("val"), symbols) for node in program.graph.nodes},

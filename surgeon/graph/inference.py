@@ -172,7 +172,10 @@ def _check(outputs: list[Axes], shapes: tuple[tuple[int, ...] | None, ...], stor
     """A rule that gives other shapes than the op has is wrong here: treat it as missing."""
     for axes, shape in zip(outputs, shapes, strict=False):
         if shape is not None and tuple(store.size(a) for a in axes) != shape:
-            raise AxisConflict(f"the rule gives shape {tuple(store.size(a) for a in axes)} and the op {shape}", [d for a in axes for d in store.leaves(a)])
+            raise AxisConflict(
+                f"the rule gives shape {tuple(store.size(a) for a in axes)} and the op {shape}",
+                [d for a in axes for d in store.leaves(a)],
+            )
 
 
 def _give_up(call: Call, store: Store, rule: OpRule | None, made: bool, conflict: AxisConflict) -> list[Axes]:
@@ -222,7 +225,8 @@ def _regrouped(
     """Which axes each axis of a view came from: those whose stretches of the flat index overlap."""
 
     def stretches(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-        out, inner = [], 1
+        out: list[tuple[int, int]] = []
+        inner = 1
         for size in reversed(shape):
             out.insert(0, (inner, inner * size))
             inner *= size

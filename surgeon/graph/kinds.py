@@ -78,7 +78,9 @@ def squeezed(call: Call, store: Store) -> list[int]:
     if given is None:
         asked = list(range(len(axes)))
     else:
-        asked = [call.axis_arg(d, len(axes)) for d in (given if isinstance(given, (list, tuple)) else [given])]
+        asked = [
+            call.axis_arg(d, len(axes)) for d in (given if isinstance(given, (list, tuple)) else [given])
+        ]
     return [i for i, axis in enumerate(axes) if i not in asked or store.size(axis) != 1]
 
 

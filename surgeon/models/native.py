@@ -59,11 +59,12 @@ def build_config(config: Any, changes: Mapping[str, Any]) -> Any:
 def refusal(config: Any, changes: Mapping[str, Any], error: Exception) -> ModelError:
     """The class's refusal of a config, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    asked = ", ".join(f"{k} = {v}" for k, v in changes.items())
+    asked = ", ".join(f"{k} = {v}" for k, v in changes.items()) or "this config"
+    reason = lines[-1] if lines else type(error).__name__
     return fail(
         ModelError,
         "S220",
-        f"{type(config).__name__} refuses {asked or 'this config'}: {lines[-1] if lines else type(error).__name__}",
+        f"{type(config).__name__} refuses {asked}: {reason}",
         help="grow the dims in another ratio, or together with those they must divide",
     )
 
@@ -81,7 +82,7 @@ def parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
         register(self, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -121,7 +122,8 @@ def _accepted(module: nn.Module) -> set[str]:
 def example_inputs(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keyword inputs on meta and their dynamic shapes, for capture."""
     batch, length = torch.export.Dim("batch", min=2, max=4096), torch.export.Dim("length", min=2, max=4096)
-    inputs, dynamic = {}, {}
+    inputs: dict[str, Any] = {}
+    dynamic: dict[str, Any] = {}
     for name, value in real_inputs(module, seed=0).items():
         inputs[name] = value.to("meta") if isinstance(value, Tensor) else value
         if not isinstance(value, Tensor):

@@ -76,7 +76,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _folder(path: Path, name: str, trust_remote_code: bool) -> TransformersSource:
     config = path / "config.json"
     if not config.is_file():
-        raise fail(ModelError, "S202", f"{name} has no config.json", help="is it a transformers model folder?")
+        raise fail(
+            ModelError, "S202", f"{name} has no config.json", help="is it a transformers model folder?"
+        )
     return _from_config(_read_json(config), name, path, trust_remote_code)
 
 
@@ -95,6 +97,7 @@ def _from_config(
         )
     model_type = content.get("model_type", "")
     if content.get("auto_map"):
+        assert folder is not None
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     elif model_type not in CONFIG_MAPPING:
         near = get_close_matches(str(model_type), list(CONFIG_MAPPING), 1)
@@ -140,11 +143,11 @@ def _download(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except Exception as error:
-        lines = str(error).strip().splitlines()
+        lines = [*str(error).strip().splitlines(), type(error).__name__]
         raise fail(
             ModelError,
             "S206",
-            f"{model} is no folder here, and the hub did not give it: {lines[0] if lines else type(error).__name__}",
+            f"{model} is no folder here, and the hub did not give it: {lines[0]}",
             help="check the name and the network, or download the model and name its folder",
         ) from error
 
@@ -179,7 +182,10 @@ def _factory(spec: str) -> ModuleSource:
 def from_factory_value(made: Any, name: str) -> ModuleSource:
     """``(module, args)`` or ``(module, args, kwargs)``. Raises ModelError S208."""
     if not (
-        isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], nn.Module) and isinstance(made[1], (tuple, list))
+        isinstance(made, tuple)
+        and len(made) in (2, 3)
+        and isinstance(made[0], nn.Module)
+        and isinstance(made[1], (tuple, list))
     ):
         raise fail(
             ModelError,

@@ -231,7 +231,9 @@ class Equations:
             return total
         if flag == "select":
             branches = [c for (i, a), c in zip(tensors, cells, strict=True) if is_float(a)]
-            total = self._equal_all([np.broadcast_to(b, out) for b in branches], name, "a choice mixes scales")
+            total = self._equal_all(
+                [np.broadcast_to(b, out) for b in branches], name, "a choice mixes scales"
+            )
             numbers = [a for a in call.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
             if any(n != 0 and math.isfinite(n) for n in numbers):
                 self.exact(total, name, "a constant replaces some of it")
@@ -356,7 +358,9 @@ class Equations:
             if call.flag == "mean":
                 cells = cells - self.log_ratio(axes[i])
             if call.flag == "extreme" and NEW in self.maps.index(axes[i]):
-                self.system.conflicts.append(Conflict(name, "an extreme is taken over new channels", math.nan))
+                self.system.conflicts.append(
+                    Conflict(name, "an extreme is taken over new channels", math.nan)
+                )
             first = np.take(cells, [0], axis=i)
             cells = self._equal_all([first, cells], name, "pieces of different scale are summed")
             cells = np.take(cells, [0], axis=i)
@@ -486,9 +490,7 @@ class Equations:
                 count[label] = count.get(label, 0) + 1
         output_names = {n for out in call.rule.signature.outputs for n in out.names}
         kept = [
-            label
-            for label in count
-            if label in output_names or label.startswith("...") or count[label] == 1
+            label for label in count if label in output_names or label.startswith("...") or count[label] == 1
         ]
         cells = as_cells(self.product(factors, kept, call.node.name) + numbers)
         self.exact(cells, call.node.name, "the op must read " + " · ".join(members) + " unscaled")

@@ -32,7 +32,9 @@ def amount(grow: Grow, size: int, what: str) -> int:
     if grow.by is not None:
         exact = Fraction(size) * grow.by
         if exact.denominator != 1:
-            raise fail(PlanError, "S310", f"{what}: {size} times {grow.by} is not a whole number", span=grow.span)
+            raise fail(
+                PlanError, "S310", f"{what}: {size} times {grow.by} is not a whole number", span=grow.span
+            )
         target = int(exact)
     elif grow.to is not None:
         target = grow.to
@@ -53,11 +55,10 @@ def amount(grow: Grow, size: int, what: str) -> int:
 def family_for(model_type: str, families: tuple[Family, ...]) -> dict[str, tuple[tuple[str, ...], ...]]:
     """The dim names that hold for a model type: the general family's, overlaid by its own."""
     names: dict[str, tuple[tuple[str, ...], ...]] = {}
-    for exact in (False, True):
+    for wanted in ("*", model_type):
         for family in families:
-            if ("*" in family.model_types) != exact and (exact is False or model_type in family.model_types):
-                if exact or "*" in family.model_types:
-                    names.update({d.name: d.fields for d in family.dims})
+            if wanted in family.model_types:
+                names.update({d.name: d.fields for d in family.dims})
     return names
 
 
@@ -105,7 +106,10 @@ def config_request(
                 grown = Fraction(size) * ratio
                 if grown.denominator != 1:
                     raise fail(
-                        PlanError, "S310", f"{name}: {size} times {ratio} is not a whole number", span=grow.span
+                        PlanError,
+                        "S310",
+                        f"{name}: {size} times {ratio} is not a whole number",
+                        span=grow.span,
                     )
                 changes[name] = int(grown)
     return Request(changes, used, tuple(notes))
@@ -192,14 +196,17 @@ def _single_dim(anatomy: Anatomy, name: str, target: AxisDim) -> int:
     """The dim of a parameter's axis; of a product, its first growable factor."""
     axes = anatomy.parameter_axes(name)
     if not 0 <= target.axis < len(axes):
-        raise fail(PlanError, "S311", f"{name} has {len(axes)} axes, none numbered {target.axis}", span=target.span)
+        raise fail(
+            PlanError, "S311", f"{name} has {len(axes)} axes, none numbered {target.axis}", span=target.span
+        )
     factors = [f for f in axes[target.axis] if isinstance(f, int)]
     free = [f for f in factors if not anatomy.store.pins_of(f)]
     if not factors:
         raise fail(
             PlanError,
             "S314",
-            f"{name} axis {target.axis} is {anatomy.store.show(axes[target.axis])}: several dims laid end to end",
+            f"{name} axis {target.axis} is several dims laid end to end: "
+            f"{anatomy.store.show(axes[target.axis])}",
             span=target.span,
             help="name one of them by another parameter's axis",
         )
@@ -217,7 +224,9 @@ def refuse_pinned(anatomy: Anatomy, maps: Maps) -> None:
         help_text = None
         if missing is not None:
             op = anatomy.where(missing.node).split(" ")[0]
-            help_text = f"write its rule in a .surgery file and `use` it, for example: op {op} : pointwise nonlinear"
+            help_text = (
+                f"write its rule in a .surgery file and `use` it, for example: op {op} : pointwise nonlinear"
+            )
         raise fail(
             PlanError,
             pins[0].code,

@@ -86,7 +86,7 @@ def _bound(given: int, axis: Axis, maps: Maps) -> int:
 
 
 def _split(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
-    dim, sizes = split_sizes(call, anatomy.store)
+    dim, _ = split_sizes(call, anatomy.store)
     outputs = anatomy.values[call.node.name]
     grown = [maps.target_size(v.axes[dim]) for v in outputs if v is not None]
     for name in ("split_size", "split_sizes"):

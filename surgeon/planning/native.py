@@ -175,10 +175,14 @@ def _match(
         return
     elif a == b or (isinstance(a, float) and isinstance(b, float) and np.isclose(a, b, rtol=1e-12, atol=0)):
         return
-    elif _may_drift(node, position, names, anatomy) and isinstance(a, (int, float)):
-        if isinstance(b, (int, float)) and a * b > 0:
-            drift[node.name, position] = float(a), float(b)
-            return
+    elif (
+        _may_drift(node, position, names, anatomy)
+        and isinstance(a, (int, float))
+        and isinstance(b, (int, float))
+        and a * b > 0
+    ):
+        drift[node.name, position] = float(a), float(b)
+        return
     what = names[position] if 0 <= position < len(names) else "a number"
     raise fail(
         PlanError,
@@ -263,7 +267,11 @@ def _buffer_scales(
         if torch.allclose(a, b, rtol=BUFFER_TOLERANCE, atol=1e-30):
             continue
         ratio = b / a
-        if a.numel() == 0 or not torch.isfinite(ratio).all() or (ratio / ratio.flatten()[0] - 1).abs().max() > BUFFER_TOLERANCE:
+        if (
+            a.numel() == 0
+            or not torch.isfinite(ratio).all()
+            or (ratio / ratio.flatten()[0] - 1).abs().max() > BUFFER_TOLERANCE
+        ):
             raise fail(
                 PlanError,
                 "S323",

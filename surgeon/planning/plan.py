@@ -72,7 +72,9 @@ class Plan:
 
     def parameter_counts(self) -> tuple[int, int]:
         """Parameters before and after, tied tensors once."""
-        named = [self.transforms[n] for n in self.anatomy.captured.parameters.values() if n in self.transforms]
+        named = [
+            self.transforms[n] for n in self.anatomy.captured.parameters.values() if n in self.transforms
+        ]
         return sum(math.prod(t.source_shape) for t in named), sum(math.prod(t.target_shape) for t in named)
 
     def as_dict(self) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def infer_roles(anatomy: Anatomy, recipe: Recipe) -> Roles:
             parameter = value.origin.parameter
             position, axes = summed.get(node.name, (0, set()))
             stated = _stated(call, recipe, position)
-            firsts = set()
+            firsts: set[int] = set()
             for axis, origin in enumerate(value.origin.axes):
                 word = _word(call, stated, position, axis) or ("share" if axis in axes else "copy")
                 if word == "copy":

@@ -69,9 +69,7 @@ class Executor:
         real = fx.map_arg(args, lambda n: self.values[n.name])
         named = {k: self._promote(k, v) for k, v in kwargs.items()}
         named = fx.map_arg(named, lambda n: self.values[n.name])
-        real = tuple(
-            torch.float64 if isinstance(a, torch.dtype) and a.is_floating_point else a for a in real
-        )
+        real = tuple(torch.float64 if isinstance(a, torch.dtype) and a.is_floating_point else a for a in real)
         assert callable(node.target)
         return node.target(*real, **named)
 
@@ -164,9 +162,7 @@ def coexecute(
             if progress:
                 progress(position, len(nodes))
             if node.op == "output":
-                outputs = max(
-                    (_error(n, left, right, plan)[0] for n in node.all_input_nodes), default=0.0
-                )
+                outputs = max((_error(n, left, right, plan)[0] for n in node.all_input_nodes), default=0.0)
                 break
             if node.op == "placeholder":
                 a, b = _placeholder(

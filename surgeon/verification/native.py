@@ -69,7 +69,9 @@ def compare_stock(
         }
         floats = {k: _cast(v, dtype) for k, v in inputs.items()}
         a = outputs(source, floats)[0].double()
-        exact = outputs(wider, {k: _cast(v, next(wider.parameters()).dtype) for k, v in inputs.items()})[0].double()
+        exact = outputs(wider, {k: _cast(v, next(wider.parameters()).dtype) for k, v in inputs.items()})[
+            0
+        ].double()
         b = outputs(grown, floats)[0].double()
         wanted = expected(a, name, 0, plan)[0]
         size = float(wanted.abs().max()) or 1.0
@@ -104,10 +106,15 @@ def _has_logits(model: nn.Module) -> bool:
 def _greedy(source: nn.Module, grown: nn.Module, new_tokens: int = 8) -> bool | None:
     """Whether greedy generation gives the same tokens; None for a model that does not generate."""
     can = getattr(source, "can_generate", None)
-    if can is None or not can() or "input_ids" != getattr(source, "main_input_name", ""):
+    if can is None or not can() or getattr(source, "main_input_name", "") != "input_ids":
         return None
     ids = real_inputs(source, 3, padded=False)["input_ids"].to(next(source.parameters()).device)
-    options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    options = {
+        "max_new_tokens": new_tokens,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "attention_mask": torch.ones_like(ids),
+    }
     with torch.no_grad():
         a, b = source.generate(ids, **options), grown.generate(ids, **options)  # type: ignore[operator]
     return bool(a.shape == b.shape and (a == b).all())

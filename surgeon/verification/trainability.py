@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,9 +84,9 @@ def backward(model: torch.nn.Module, inputs: Mapping[str, object]) -> dict[str, 
     return gradients
 
 
-def first_tensor(output: object) -> Tensor:
+def first_tensor(output: Any) -> Tensor:
     """The first floating tensor of a model's output, whatever holds it."""
     if isinstance(output, Tensor):
         return output
-    values = output.values() if hasattr(output, "values") else output
-    return next(first_tensor(v) for v in values if isinstance(v, (Tensor, tuple, list, dict)))  # type: ignore[attr-defined]
+    values = output if isinstance(output, (tuple, list)) else output.values()
+    return next(first_tensor(v) for v in values if isinstance(v, (Tensor, tuple, list, dict)))
