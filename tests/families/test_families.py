@@ -21,7 +21,11 @@ import tiny
 
 MIXES = {"symmetric": "symmetric", "diagonal": "diagonal", "uneven": "uneven(1, 2)"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOLERANCE = {"float32": 2e-5, "bfloat16": 0.1, "float16": 0.02}  # of the largest logit; below float32 the noise
+TOLERANCE = {
+    "float32": 2e-5,
+    "bfloat16": 0.1,
+    "float16": 0.02,
+}  # of the largest logit; below float32 the noise
 
 
 def keys(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -63,7 +67,9 @@ def check(
 
 
 CASES: list[Any] = [
-    pytest.param(make, n, mix, snr, dtype, id=f"{name}-{n}-{mix}-{'noise' if snr != 'none' else 'plain'}-{dtype}")
+    pytest.param(
+        make, n, mix, snr, dtype, id=f"{name}-{n}-{mix}-{'noise' if snr != 'none' else 'plain'}-{dtype}"
+    )
     for name, make, n, mix, snr, dtype in [
         ("opt", lambda: tiny.opt(24), 2, "symmetric", "none", "float32"),
         ("opt-projected", lambda: tiny.opt(12), 3, "uneven", "10 dB", "float32"),
@@ -80,7 +86,14 @@ CASES: list[Any] = [
         ("llama-gqa", lambda: tiny.llama(2), 3, "symmetric", "none", "float16"),
         ("llama-gqa-tied", lambda: tiny.llama(2, tie_word_embeddings=True), 2, "diagonal", "none", "float32"),
         ("llama-mqa", lambda: tiny.llama(1), 4, "symmetric", "10 dB", "float32"),
-        ("llama-mqa-bias", lambda: tiny.llama(1, attention_bias=True, mlp_bias=True), 2, "uneven", "none", "float32"),
+        (
+            "llama-mqa-bias",
+            lambda: tiny.llama(1, attention_bias=True, mlp_bias=True),
+            2,
+            "uneven",
+            "none",
+            "float32",
+        ),
         ("bert", lambda: tiny.bert(), 2, "symmetric", "10 dB", "float32"),
         ("bert", lambda: tiny.bert(), 3, "uneven", "none", "float32"),
         ("bert-mlm", lambda: tiny.bert(True), 2, "diagonal", "none", "float32"),

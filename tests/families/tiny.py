@@ -38,7 +38,9 @@ def opt(projected: int = 24, **more: Any) -> nn.Module:
 
 def neox(parallel: bool = True, **more: Any) -> nn.Module:
     sizes = dict(hidden_size=24, intermediate_size=40, num_attention_heads=3, rotary_pct=0.5)
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**COMMON, **SPECIAL, **sizes, use_parallel_residual=parallel, **more))
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(**COMMON, **SPECIAL, **sizes, use_parallel_residual=parallel, **more)
+    )
 
 
 def olmo(**more: Any) -> nn.Module:
@@ -47,12 +49,16 @@ def olmo(**more: Any) -> nn.Module:
 
 
 def gemma(**more: Any) -> nn.Module:
-    sizes = dict(hidden_size=24, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    sizes = dict(
+        hidden_size=24, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2, head_dim=8
+    )
     return GemmaForCausalLM(GemmaConfig(**COMMON, **SPECIAL, **sizes, **more))
 
 
 def gemma2(**more: Any) -> nn.Module:
-    sizes = dict(hidden_size=24, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    sizes = dict(
+        hidden_size=24, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2, head_dim=8
+    )
     return Gemma2ForCausalLM(
         Gemma2Config(**COMMON, **SPECIAL, **sizes, query_pre_attn_scalar=8, sliding_window=4, **more)
     )
