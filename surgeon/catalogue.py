@@ -94,8 +94,8 @@ A stranger's code is not run unasked. Read it, then add `--trust-remote-code`.""
 The current folder is on the import path. The factory takes no arguments.""",
     "S208": """A factory must return `(module, args)` or `(module, args, kwargs)`: a module and the inputs
 to trace it with.""",
-    "S209": """The operation needs weights, and the model has none here (a bare config.json, or a factory where
-a folder is wanted).""",
+    "S209": """The operation needs weights, and the model has none here (a bare config.json, or a factory
+where a folder is wanted).""",
     "S210": """torch.export could not trace the model.
 Usually a Python branch on the values of a tensor. The note gives the line in the model.""",
     "S211": """surgeon does not know how to make up this model's main input.""",
@@ -104,8 +104,9 @@ The message is the class's own. Sizes often must divide each other: grow them to
     "S230": """The device asked for is not there.""",
     "S240": """The demo's model comes from PyPI with the extra `demo`.""",
     # ── S3xx: inference and planning ─────────────────────────────────────────────────────────
-    "S301": """A dim that would grow is an axis of an input, of a constant, or of a tensor made inside the
-graph. Its size or values are decided where no weight can follow: ALiBi slopes fix the number of heads, for one.""",
+    "S301": """A dim that would grow is an axis of an input, of a constant, or of a tensor made inside
+the graph. Its size or values are decided where no weight can follow: ALiBi slopes fix the number
+of heads, for one.""",
     "S302": """Two axes meet that cannot be one, so what they consist of cannot grow.
 Growing fails closed: an op whose axes do not fit its rule stops every dim that reaches it.""",
     "S303": """A softmax runs over the dim: more channels would change what it sums to.""",

@@ -271,6 +271,7 @@ def _prove_native(
         grown_buffers=surgery.grown_buffers,
         source_buffers=subject.buffers,
         device=device,
+        rounded_to=_main_dtype(open_checkpoint(grown_folder)) if grown is not None else None,
     )
     stage("proof: stock transformers")
     model_class = subject.source.model_class

@@ -54,8 +54,7 @@ def examine(source: Source, program: Program | None = None, stage: Stage = lambd
     stage("tracing the model")
     if isinstance(source, TransformersSource):
         module, buffers = build_meta(source.config, source.model_class)
-        inputs, dynamic = example_inputs(module)
-        captured = capture(module, (), inputs, dynamic)
+        captured = capture(module, (), example_inputs(module))
     else:
         module = source.module
         buffers = {name: b.detach() for name, b in module.named_buffers()}
@@ -101,8 +100,7 @@ def plan_surgery(
     stage("tracing the grown class")
     config = build_config(source.config, changes)
     grown_module, grown_buffers = build_meta(config, source.model_class)
-    inputs, dynamic = example_inputs(subject.module)
-    grown = capture(grown_module, (), inputs, dynamic)
+    grown = capture(grown_module, (), example_inputs(subject.module))
     stage("planning")
     native = compare(anatomy, grown, subject.buffers, grown_buffers)
     before = {name: (read(name), value) for name, value in changes.items()}

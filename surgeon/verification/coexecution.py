@@ -22,6 +22,7 @@ from surgeon.planning.plan import Plan
 from surgeon.rewriting.weights import expand
 
 FLOAT64_EPSILON = 2.0**-52
+ROUNDING_FACTOR = 8  # grown sums hold several copies, each rounded on its own
 ROUNDINGS_PER_NODE = 64  # sums of up to some thousands of terms, pairwise
 
 
@@ -136,7 +137,7 @@ def coexecute(
     grown_buffers: Mapping[str, Tensor] | None = None,
     source_buffers: Mapping[str, Tensor] | None = None,
     device: torch.device | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    rounded_to: torch.dtype | None = None,
 ) -> ExactReport:
     """Run source and grown graph in lockstep.
 
@@ -146,10 +147,14 @@ def coexecute(
         grown: reads a grown parameter; by default the source's, expanded by the plan in float64.
         grown_buffers: the grown class's own buffers, for the channels that are new.
         source_buffers: buffers that no checkpoint holds.
+        rounded_to: the dtype that `grown` was rounded to when it was written. The tolerance at a node is
+            then ROUNDING_FACTOR times what rounding the source's own weights so does up to there.
     """
     device = device or torch.device("cpu")
     anatomy, captured = plan.anatomy, plan.anatomy.captured
     left, right = Executor(device), Executor(device)
+    shaken = Executor(device) if rounded_to is not None else None
+    noise = 0.0
     twins = plan.native.twins if plan.native else {}
     grown_nodes = {n.name: n for n in plan.grown.graph.nodes} if plan.grown else {}
     nodes = captured.nodes
@@ -158,9 +163,7 @@ def coexecute(
     worst, outputs, checked = 0.0, 0.0, 0
     divergence: Divergence | None = None
     with torch.no_grad():
-        for position, node in enumerate(nodes):
-            if progress:
-                progress(position, len(nodes))
+        for node in nodes:
             if node.op == "output":
                 outputs = max((_error(n, left, right, plan)[0] for n in node.all_input_nodes), default=0.0)
                 break
@@ -176,6 +179,9 @@ def coexecute(
                 else:
                     b = _run_twin(right, node, twin, twins)
             left.values[node.name], right.values[node.name] = a, b
+            if shaken is not None and rounded_to is not None:
+                noise = max(noise, _shake(node, shaken, a, plan, rounded_to))
+                tolerance = max(tolerance, ROUNDING_FACTOR * noise)
             error, count = _error(node, left, right, plan)
             checked += count
             worst = max(worst, error)
@@ -185,7 +191,27 @@ def coexecute(
                 if last_use.get(used) is node:
                     left.values.pop(used.name, None)
                     right.values.pop(used.name, None)
+                    if shaken is not None:
+                        shaken.values.pop(used.name, None)
     return ExactReport(outputs, worst, tolerance, checked, divergence)
+
+
+def _shake(node: fx.Node, shaken: Executor, exact: Any, plan: Plan, dtype: torch.dtype) -> float:
+    """Run a node of the source with every weight off by one rounding of `dtype`, at random; return how
+    far its value moves. Parameters themselves do not count: theirs is no computed value."""
+    if node.op != "placeholder":
+        value = shaken.run(node, node.args, node.kwargs)
+    elif node.name in plan.anatomy.captured.parameters and exact is not None:
+        generator = torch.Generator(device=exact.device).manual_seed(len(shaken.values))
+        turn = torch.empty_like(exact).uniform_(-1, 1, generator=generator)
+        value = exact * (1 + turn * torch.finfo(dtype).eps)
+    else:
+        value = exact
+    shaken.values[node.name] = value
+    if node.op == "placeholder" or not isinstance(value, Tensor) or not value.is_floating_point():
+        return 0.0
+    moved = difference(value, exact, None)
+    return moved if moved < 1 else 0.0
 
 
 def _run_twin(right: Executor, node: fx.Node, twin: fx.Node, twins: Mapping[str, str]) -> Any:
