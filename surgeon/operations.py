@@ -20,7 +20,7 @@ from surgeon.errors import CheckpointError, LanguageError, ModelError, NotPreser
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
 from surgeon.language.syntax import Program, Recipe
-from surgeon.models.native import real_inputs
+from surgeon.models.native import disk_names, real_inputs
 from surgeon.models.source import ModuleSource, Source, TransformersSource, from_factory_value, open_source
 from surgeon.planning.native import compare
 from surgeon.planning.plan import Plan, plan_growth
@@ -163,10 +163,10 @@ def _names_on_disk(subject: Subject, checkpoint: Checkpoint) -> dict[str, str]:
     captured = subject.anatomy.captured
     shapes = {n: tuple(p.shape) for n, p in subject.module.named_parameters(remove_duplicate=False)}
     wanted = {name: shapes[name] for name in shapes if captured.aliases.get(name, name) == name}
-    prefix = getattr(subject.module, "base_model_prefix", "")
-    names = resolve_names(wanted, captured.aliases, checkpoint, prefix)
+    on_disk = disk_names(subject.module, checkpoint.entries)
+    names = resolve_names(wanted, captured.aliases, checkpoint, on_disk)
     persistent = set(subject.module.state_dict()) - set(shapes)
-    names.update({b: b for b in persistent if b in checkpoint.entries})
+    names.update({b: on_disk[b] for b in persistent if b in on_disk})
     return names
 
 

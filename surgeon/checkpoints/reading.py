@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,20 +153,26 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def resolve_names(
-    wanted: Mapping[str, tuple[int, ...]], aliases: Mapping[str, str], checkpoint: Checkpoint, prefix: str
+    wanted: Mapping[str, tuple[int, ...]],
+    aliases: Mapping[str, str],
+    checkpoint: Checkpoint,
+    on_disk: Mapping[str, str],
 ) -> dict[str, str]:
-    """For each tensor of the module its name on disk.
+    """For each tensor of the module its name on disk; a tied tensor may stand under any of its names.
 
-    A name may lack or carry the base model's prefix, and a tied tensor may stand under any of its
-    names. Raises CheckpointError S405 (missing) and S406 (another shape).
+    Args:
+        wanted: shapes by module name.
+        aliases: every name of a tied tensor, to the one in `wanted`.
+        on_disk: module name to disk name, for what the checkpoint holds.
+
+    Raises CheckpointError S405 (missing) and S406 (another shape).
     """
     groups: dict[str, list[str]] = {}
     for alias, name in aliases.items():
         groups.setdefault(name, []).append(alias)
     found, missing = {}, []
     for name, shape in wanted.items():
-        candidates = _spellings([name, *groups.get(name, ())], prefix)
-        disk = next((c for c in candidates if c in checkpoint.entries), None)
+        disk = next((on_disk[n] for n in (name, *groups.get(name, ())) if n in on_disk), None)
         if disk is None:
             missing.append(name)
             continue
@@ -186,13 +192,3 @@ def resolve_names(
             help="is the download complete, and config.json the right one?",
         )
     return found
-
-
-def _spellings(names: Iterable[str], prefix: str) -> list[str]:
-    out = []
-    for name in names:
-        out.append(name)
-        if prefix:
-            out.append(name.removeprefix(prefix + "."))
-            out.append(f"{prefix}.{name}")
-    return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -113,6 +113,33 @@ def _construct(config: Any, model_class: Any) -> nn.Module:
         return model_class._from_config(config, attn_implementation="sdpa")
     except (ValueError, ImportError):
         return model_class._from_config(config, attn_implementation="eager")
+
+
+def disk_names(module: nn.Module, on_disk: Iterable[str]) -> dict[str, str]:
+    """Module name to disk name, by the renamings that stock transformers applies when it loads.
+
+    Raises ModelError S221 for tensors that the class stores in another layout than it holds them in.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    conversions = get_model_conversion_mapping(module)  # type: ignore[arg-type]
+    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
+    converters = [c for c in conversions if not isinstance(c, WeightRenaming)]
+    state = module.state_dict()
+    prefix = getattr(module, "base_model_prefix", None)
+    names = {}
+    for disk in on_disk:
+        name, converted = rename_source_key(disk, renamings, converters, prefix, state)  # type: ignore[arg-type]
+        if converted is not None:
+            raise fail(
+                ModelError,
+                "S221",
+                f"{disk} is stored in another layout than {type(module).__name__} holds it in",
+                help="load the model and save it with save_original_format=False",
+            )
+        names[name] = disk
+    return names
 
 
 def _accepted(module: nn.Module) -> set[str]:
