@@ -4,42 +4,69 @@ card, and ``surgery.json``."""
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from surgeon.checkpoints.reading import INDEX, SINGLE
+from surgeon.errors import CheckpointError, fail
+
 WRITTEN = {"config.json", "README.md", "surgery.json"}
 LEFT_SUFFIXES = {
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".pkl",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".gguf",
-    ".py",
+    *(".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ggml", ".ot", ".tflite", ".pb", ".npz", ".npy"),
+    *(".bin", ".pt", ".pth", ".pt2", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill"),
+    *(".py", ".pyc", ".so"),
 }
 MAX_SIDE_FILE = 64 * 1024 * 1024
+MAX_SIDE_FILES = 512 * 1024 * 1024  # all together
 
 
 def carry_files(source: Path, folder: Path) -> list[str]:
-    """Copy every side file of a model folder; weights, pickles and code stay behind."""
-    carried = []
-    for file in sorted(source.rglob("*")):
-        relative = file.relative_to(source)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or not file.is_file() or str(relative) in WRITTEN or file.suffix in LEFT_SUFFIXES:
-            continue
-        if file.name.endswith(".index.json") or file.stat().st_size > MAX_SIDE_FILE:
-            continue
-        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, folder / relative)
-        carried.append(str(relative))
+    """Copy every side file of a model folder, and return their names.
+
+    Weights, pickles and code stay behind, and so do hidden files, models in subfolders (a trainer's
+    checkpoints), and what is too large to be a side file. Raises CheckpointError S413 when a file
+    cannot be read.
+    """
+    carried: list[str] = []
+    room = MAX_SIDE_FILES
+    try:
+        for file in _side_files(source):
+            size = file.stat().st_size
+            if size > min(room, MAX_SIDE_FILE):
+                continue
+            room -= size
+            relative = file.relative_to(source)
+            content = file.read_bytes()
+            (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+            (folder / relative).write_bytes(content)
+            carried.append(relative.as_posix())
+    except OSError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(source):
+            raise
+        raise fail(CheckpointError, "S413", f"{error.filename} cannot be read: {error.strerror}") from error
     return carried
+
+
+def _side_files(source: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(source, onerror=_raise):
+        here = Path(place)
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _holds_weights(here / f))
+        for name in sorted(files):
+            file = here / name
+            left = file.suffix.lower() in LEFT_SUFFIXES or name.endswith(".index.json")
+            written = here == source and name in WRITTEN
+            if not (left or written or name.startswith(".")) and file.is_file():
+                yield file
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (SINGLE, INDEX, "pytorch_model.bin"))
 
 
 def write_surgery(folder: Path, record: Mapping[str, Any]) -> None:
@@ -52,9 +79,11 @@ def write_card(folder: Path, source: str, record: Mapping[str, Any]) -> None:
     """The model card."""
     plan, proof = record["plan"], record["proof"]
     fence = "```"
+    while fence in record["recipe_text"]:
+        fence += "`"
     rows = "\n".join(f"| {d['label']} | {d['size']} | {d['target']} | {d['dims']} |" for d in plan["dims"])
     card = f"""---
-base_model: {source}
+base_model: {json.dumps(source)}
 tags: [surgeon, model-growth]
 library_name: transformers
 ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -9,7 +10,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,6 +22,7 @@ from surgeon.errors import CheckpointError, fail
 
 SHARD_BYTES = 5 * 10**9
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NARROW_TO_WIDE = ("BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64")
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,24 @@ class Spec:
         return prod(self.shape) * self.dtype.itemsize
 
 
-@contextmanager
+@contextlib.contextmanager
 def staging(target: Path, force: bool, needed: int = 0) -> Iterator[Path]:
     """A folder beside `target` that becomes it when the block ends well, and vanishes otherwise.
 
-    Raises CheckpointError S410 (the target exists), S411 (no room), S412 (cannot write).
+    Parent folders made for it vanish too. Raises CheckpointError S410 (the target exists), S411 (no
+    room), S412 (cannot write).
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not force:
-        raise fail(
-            CheckpointError, "S410", f"{target} exists already", help="choose another --out, or add --force"
-        )
+    shown, target = target, _absolute(target)
+    made: list[Path] = []
     try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())) and not force:
+            raise fail(
+                CheckpointError,
+                "S410",
+                f"{shown} exists already",
+                help="choose another --out, or add --force",
+            )
+        made = [p for p in target.parents if not p.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
         if needed > free:
@@ -58,45 +66,86 @@ def staging(target: Path, force: bool, needed: int = 0) -> Iterator[Path]:
             )
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.surgeon-", dir=target.parent))
     except OSError as error:
-        raise _write_error(target, error) from error
+        _remove_empty(made)
+        raise _write_error(shown, error) from error
+    except BaseException:
+        _remove_empty(made)
+        raise
     try:
         yield folder
         put_in_place(folder, target)
     except OSError as error:
-        raise _write_error(target, error) from error
+        if not _is_writing(error, target.parent):
+            raise
+        raise _write_error(shown, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _absolute(path: Path) -> Path:
+    """So that `.` and `x/..` have a name and a parent."""
+    return Path(os.path.abspath(path))
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, innermost first, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _is_writing(error: OSError, parent: Path) -> bool:
+    """Whether the system refused to write here: other libraries raise OSError for whatever they read."""
+    if error.errno is None:
+        return False
+    return error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(parent)
 
 
 def _write_error(target: Path, error: OSError) -> CheckpointError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return fail(
-            CheckpointError, "S411", f"the disk of {target.parent} is full", help="nothing was left behind"
+            CheckpointError,
+            "S411",
+            f"the disk of {_absolute(target).parent} is full",
+            help="nothing was left behind",
         )
     return fail(CheckpointError, "S412", f"cannot write {target}: {error.strerror or error}")
 
 
 def put_in_place(folder: Path, target: Path) -> None:
-    """Sync a finished folder to disk and rename it to `target`; what stood there goes."""
+    """Sync a finished folder to disk and rename it to `target`; what stood there goes.
+
+    Should the last rename fail, what stood there stands there again.
+    """
     folder.chmod(0o755)
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-    old = None
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-        old.rmdir()
-        target.rename(old)
-    folder.rename(target)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+    if not os.path.lexists(target):
+        folder.rename(target)
+    else:
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent)) / target.name
+        try:
+            target.rename(old)
+            folder.rename(target)
+        finally:
+            if not os.path.lexists(target):
+                old.rename(target)
+            shutil.rmtree(old.parent, ignore_errors=True)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def set_aside(folder: Path, target: Path) -> Path:
     """Move an output that failed its proof to ``TARGET.not-preserved``, replacing an older one."""
-    aside = target.with_name(target.name + ".not-preserved")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = target.with_name(_absolute(target).name + ".not-preserved")
     put_in_place(folder, aside)
     return aside
 
@@ -110,12 +159,14 @@ def write_checkpoint(
 ) -> None:
     """Write tensors as transformers lays them out: one file, or shards with an index.
 
-    Each tensor is produced, written and dropped, so one at a time is in memory.
+    Each tensor is produced, written and dropped, so one at a time is in memory. Within a file wide
+    elements come before narrow ones, as safetensors orders them, so that every tensor is aligned.
     """
     shards = _shards(specs, shard_bytes)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        shard.sort(key=lambda spec: (-NARROW_TO_WIDE.index(NAMES[spec.dtype]), spec.name))
         _write_file(folder / name, shard, produce, progress)
         weight_map.update({spec.name: name for spec in shard})
     if len(shards) > 1:
@@ -148,7 +199,7 @@ def _write_file(
             "data_offsets": [offset, offset + spec.bytes],
         }
         offset += spec.bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with file.open("wb", buffering=0) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
@@ -157,6 +208,7 @@ def _write_file(
             if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
                 raise AssertionError(f"{spec.name}: {tuple(tensor.shape)} {tensor.dtype} is not {spec}")
             _write_tensor(stream, tensor)
+            del tensor  # before the next one is made
             progress(spec.bytes)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import surgeon
-from surgeon.checkpoints.carry import carry_files
-from surgeon.checkpoints.reading import INDEX, SINGLE, open_checkpoint
+from surgeon.checkpoints.reading import DTYPES, INDEX, SINGLE, open_checkpoint
 from surgeon.checkpoints.writing import Spec, set_aside, staging, write_checkpoint
 from surgeon.errors import CheckpointError
 
@@ -99,9 +102,9 @@ def test_force_replaces_the_whole_output(tmp_path: Path) -> None:
 
 
 def test_too_little_room_is_known_beforehand(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="GB free") as caught:
-        with staging(tmp_path / "out", False, needed=10**18):
-            pass
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(CheckpointError, match="GB free") as caught, staging(out, False, needed=10**18):
+        pass
     assert caught.value.code == "S411"
     assert list(tmp_path.iterdir()) == []
 
@@ -116,9 +119,9 @@ def test_a_failing_disk_is_told(number: int, code: str, tmp_path: Path) -> None:
 
 def test_a_parent_that_is_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot write") as caught:
-        with staging(tmp_path / "file" / "out", False):
-            pass
+    out = tmp_path / "file" / "out"
+    with pytest.raises(CheckpointError, match="cannot write") as caught, staging(out, False):
+        pass
     assert caught.value.code == "S412"
 
 
@@ -132,19 +135,116 @@ def test_an_output_that_failed_is_set_aside(tmp_path: Path) -> None:
     assert (tmp_path / "out.not-preserved" / "text").read_text() == "second"
 
 
-def test_side_files_are_carried_and_weights_and_code_are_not(tmp_path: Path) -> None:
-    source, folder = tmp_path / "source", tmp_path / "folder"
-    (source / "1_Pooling").mkdir(parents=True)
-    folder.mkdir()
-    names = ["tokenizer.json", "1_Pooling/config.json", "vocab.txt", "pytorch_model.bin", "code.py", ".hidden"]
-    for name in [*names, "model.safetensors", INDEX, "config.json", "README.md"]:
-        (source / name).write_bytes(name.encode() + b"\r\n\x00\xff")
-    carried = carry_files(source, folder)
-    assert sorted(carried) == ["1_Pooling/config.json", "tokenizer.json", "vocab.txt"]
-    for name in carried:
-        assert (folder / name).read_bytes() == (source / name).read_bytes()
-    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert files == set(carried)
+def test_a_file_is_what_safetensors_itself_writes_byte_for_byte(tmp_path: Path) -> None:
+    tensors = {f"{d}{i}": torch.ones(3 - i).to(d) for i in range(2) for d in DTYPES.values()}
+    tensors |= {"é": torch.ones(1), **TENSORS}
+    specs = [Spec(n, tuple(t.shape), t.dtype) for n, t in tensors.items()]
+    write_checkpoint(tmp_path, specs, lambda name: tensors[name])
+    assert (tmp_path / SINGLE).read_bytes() == save(tensors, metadata={"format": "pt"})
+
+
+def test_one_tensor_at_a_time_is_produced(tmp_path: Path) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def produce(name: str) -> torch.Tensor:
+        assert not any(ref() is not None for ref in alive)
+        tensor = torch.ones(100)
+        alive.append(weakref.ref(tensor))
+        return tensor
+
+    write_checkpoint(tmp_path, [Spec(f"t{i}", (100,), torch.float32) for i in range(4)], produce)
+    assert len(alive) == 4
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught, staging(tmp_path / "new" / "out", False) as folder:
+        (folder / SINGLE).symlink_to("/dev/full")
+        write_checkpoint(folder, SPECS, lambda name: TENSORS[name])
+    assert str(caught.value) == "\n".join(
+        [
+            f"error[S411]: the disk of {tmp_path / 'new'} is full",
+            "  help: nothing was left behind",
+        ]
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_another_process_leaves_nothing(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from surgeon.checkpoints.writing import staging
+with staging(Path(sys.argv[1]), True) as folder:
+    (folder / "half").write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert len(list(tmp_path.iterdir())) == 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) != 0
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["out", "out/old"]
+
+
+def test_what_stood_there_stands_again_when_the_last_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if ".surgeon-" in self.name:
+            raise OSError(errno.EIO, "the disk says no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(CheckpointError, match="the disk says no") as caught, staging(out, True):
+        pass
+    assert caught.value.code == "S412"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (out / "old").read_text() == "old"
+
+
+def test_force_replaces_a_file_and_a_link_but_not_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("file", "link"):
+        with staging(tmp_path / name, True) as folder:
+            (folder / "new").write_text("new")
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["new"]
+    assert (tmp_path / "elsewhere" / "kept").read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "file", "link"]
+
+
+def test_an_error_of_reading_elsewhere_is_not_called_one_of_writing(tmp_path: Path) -> None:
+    for error in (FileNotFoundError(errno.ENOENT, "no such file", "/elsewhere/x"), OSError("cannot load")):
+        with pytest.raises(OSError) as caught, staging(tmp_path / "out", False):
+            raise error
+        assert caught.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with staging(Path("out"), False) as folder:
+        (folder / "new").write_text("new")
+    with (
+        pytest.raises(CheckpointError, match=r"error\[S410\]: out exists already"),
+        staging(Path("out"), False),
+    ):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +273,7 @@ def test_nan_in_the_source_leaves_nothing_behind(source: Path, tmp_path: Path) -
     with torch.no_grad():
         model.lm_head.weight[3, 4] = float("nan")
     model.save_pretrained(folder)
-    with pytest.raises(CheckpointError, match="lm_head.weight") as caught:
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight") as caught:
         surgeon.apply("hyperclone", folder, tmp_path / "out", device="cpu")
     assert caught.value.code == "S404"
     assert [p.name for p in tmp_path.iterdir()] == ["broken"]
