@@ -281,6 +281,7 @@ def _prove_native(
     large = load_stock(grown_folder, model_class, own, device)
     native = compare_stock(plan, small, wide, large)
     stage("proof: trainability")
+    del small, wide
     gradients = backward(large.float(), {k: _on(v, device) for k, v in inputs.items()})
     return Report(len(plan.anatomy.calls), exact, native, tuple(gradient_asymmetry(plan, gradients)))
 

@@ -88,7 +88,7 @@ def _sharded(folder: Path) -> dict[str, Entry]:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         weight_map = dict(index["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise fail(CheckpointError, "S402", f"{INDEX} is not a readable index: {error}") from error
     headers: dict[str, dict[str, Entry]] = {}
     entries: dict[str, Entry] = {}
@@ -116,6 +116,8 @@ def read_header(file: Path) -> dict[str, Entry]:
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise ValueError("the file is shorter than its header says")
             header = json.loads(stream.read(length), object_pairs_hook=_no_duplicates)
+        if not isinstance(header, dict):
+            raise ValueError("its header is no table of tensors")
         entries = {}
         end = 0
         described = [(n, d) for n, d in header.items() if n != "__metadata__"]
@@ -133,7 +135,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             entries[name] = Entry(file, shape, DTYPES[dtype], stop - begin)
         if 8 + length + end != size:
             raise ValueError("the file is longer or shorter than its tensors")
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise fail(
             CheckpointError,
             "S403",
