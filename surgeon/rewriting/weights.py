@@ -41,8 +41,8 @@ def expand(tensor: Tensor, transform: Transform, dtype: torch.dtype | None = Non
     out = _copied(tensor, transform).to(work)
     if transform.scale is not None:
         out = _scaled(out, transform)
-    for factor in weights:
-        out = out * factor.to(device=out.device, dtype=work)
+    for share in weights:
+        out = out * share.to(device=out.device, dtype=work)
     if transform.noise is not None:
         out = out + _null_space_noise(out, transform)
     return out.to(result_dtype)

@@ -132,7 +132,9 @@ def test_a_missing_tensor_and_another_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="1 tensors are missing from the checkpoint: c") as caught:
         resolve_names({"a": (2, 3), "c": (1,)}, {}, checkpoint, "")
     assert caught.value.code == "S405"
-    with pytest.raises(CheckpointError, match=r"a has the shape \(2, 3\) where the config asks for \(3, 2\)") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"a has the shape \(2, 3\) where the config asks for \(3, 2\)"
+    ) as caught:
         resolve_names({"a": (3, 2)}, {}, checkpoint, "")
     assert caught.value.code == "S406"
 

@@ -136,7 +136,14 @@ def test_side_files_are_carried_and_weights_and_code_are_not(tmp_path: Path) -> 
     source, folder = tmp_path / "source", tmp_path / "folder"
     (source / "1_Pooling").mkdir(parents=True)
     folder.mkdir()
-    names = ["tokenizer.json", "1_Pooling/config.json", "vocab.txt", "pytorch_model.bin", "code.py", ".hidden"]
+    names = [
+        "tokenizer.json",
+        "1_Pooling/config.json",
+        "vocab.txt",
+        "pytorch_model.bin",
+        "code.py",
+        ".hidden",
+    ]
     for name in [*names, "model.safetensors", INDEX, "config.json", "README.md"]:
         (source / name).write_bytes(name.encode() + b"\r\n\x00\xff")
     carried = carry_files(source, folder)
