@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from surgeon.errors import CheckpointError, fail
@@ -17,6 +19,7 @@ from surgeon.errors import CheckpointError, fail
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MAX_HEADER = 100 * 1024 * 1024
+LFS_POINTER = b"version https://git-lfs"
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -51,11 +54,15 @@ class Checkpoint:
     _open: dict[Path, Any] = field(default_factory=dict, repr=False)
 
     def read(self, name: str) -> Tensor:
-        """One tensor. Raises CheckpointError S404 when it holds NaN or infinity."""
+        """One tensor. Raises CheckpointError S403 (the file changed or cannot be read) and S404 (the
+        tensor holds NaN or infinity)."""
         entry = self.entries[name]
-        if entry.file not in self._open:
-            self._open[entry.file] = safe_open(entry.file, framework="pt")
-        tensor = self._open[entry.file].get_tensor(name)
+        try:
+            if entry.file not in self._open:
+                self._open[entry.file] = safe_open(entry.file, framework="pt")
+            tensor = self._open[entry.file].get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise fail(CheckpointError, "S403", f"{entry.file.name} cannot be read: {error}") from error
         suspect = tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32))
         if suspect and not torch.isfinite(tensor).all():  # a sum may overflow where no element does
             raise fail(CheckpointError, "S404", f"{name} in {entry.file.name} holds NaN or infinity")
@@ -67,12 +74,15 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open a folder's weights. Raises CheckpointError S401 (no weights, or unsafe ones only), S402 (a
-    shard is missing or outside the folder), S403 (a header that does not fit its file)."""
-    if (folder / INDEX).is_file():
-        return Checkpoint(folder, _sharded(folder))
+    """Open a folder's weights, the file that stock transformers would take where there are both kinds.
+
+    Raises CheckpointError S401 (no weights, or unsafe ones only), S402 (a shard is missing or outside
+    the folder), S403 (a header that does not fit its file).
+    """
     if (folder / SINGLE).is_file():
         return Checkpoint(folder, read_header(folder / SINGLE))
+    if (folder / INDEX).is_file():
+        return Checkpoint(folder, _sharded(folder))
     pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
     if pickles:
         raise fail(
@@ -85,15 +95,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _sharded(folder: Path) -> dict[str, Entry]:
+    _refuse_pointer(folder / INDEX)
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
         weight_map = dict(index["weight_map"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise fail(CheckpointError, "S402", f"{INDEX} is not a readable index: {error}") from error
     headers: dict[str, dict[str, Entry]] = {}
     entries: dict[str, Entry] = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
             raise fail(CheckpointError, "S402", f"{INDEX} points outside the folder: {shard}")
         if shard not in headers:
             if not (folder / shard).is_file():
@@ -109,15 +120,16 @@ def _sharded(folder: Path) -> dict[str, Entry]:
 
 def read_header(file: Path) -> dict[str, Entry]:
     """The tensors of one safetensors file, every stretch of bytes checked against the file's size."""
-    size = file.stat().st_size
+    _refuse_pointer(file)
     try:
+        size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise ValueError("the file is shorter than its header says")
             header = json.loads(stream.read(length), object_pairs_hook=_no_duplicates)
         if not isinstance(header, dict):
-            raise ValueError("its header is no table of tensors")
+            raise ValueError("the header is no JSON object")
         entries = {}
         end = 0
         described = [(n, d) for n, d in header.items() if n != "__metadata__"]
@@ -126,16 +138,16 @@ def read_header(file: Path) -> dict[str, Entry]:
             shape, dtype = tuple(about["shape"]), about["dtype"]
             if dtype not in DTYPES:
                 raise ValueError(f"{name} has the dtype {dtype}, which is not supported")
-            count = WIDTHS.get(dtype, 1)
-            for extent in shape:
-                count *= extent
+            if not all(type(n) is int and n >= 0 for n in (begin, stop, *shape)):
+                raise ValueError(f"{name} has a size that is no whole number")
+            count = prod(shape) * WIDTHS.get(dtype, 1)
             if begin != end or stop - begin != count or 8 + length + stop > size:
                 raise ValueError(f"{name} does not fit the file")
             end = stop
             entries[name] = Entry(file, shape, DTYPES[dtype], stop - begin)
         if 8 + length + end != size:
             raise ValueError("the file is longer or shorter than its tensors")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise fail(
             CheckpointError,
             "S403",
@@ -145,11 +157,24 @@ def read_header(file: Path) -> dict[str, Entry]:
     return entries
 
 
+def _refuse_pointer(file: Path) -> None:
+    """Raises CheckpointError S403 for a git-lfs pointer, which a clone without git-lfs leaves behind."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) != LFS_POINTER:
+            return
+        raise fail(
+            CheckpointError,
+            "S403",
+            f"{file.name} is a git-lfs pointer, not the file itself",
+            help="run: git lfs pull",
+        )
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in pairs:
         if key in out:
-            raise ValueError(f"{key} stands twice in the header")
+            raise ValueError(f"{key} stands twice")
         out[key] = value
     return out
 

@@ -17,6 +17,8 @@ from surgeon.errors import CheckpointError
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
 
 def write_raw(file: Path, header: bytes, body: bytes = b"", length: int | None = None) -> None:
     file.write_bytes((len(header) if length is None else length).to_bytes(8, "little") + header + body)
@@ -50,6 +52,11 @@ def doubled(folder: Path) -> None:
     write_raw(folder / SINGLE, f'{{"a": {one}, "a": {one}}}'.encode(), b"\0" * 8)
 
 
+def pointed(folder: Path) -> None:
+    sharded({"a": "one.safetensors"})(folder)
+    (folder / "one.safetensors").write_bytes(POINTER)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "empty": (lambda f: None, "S401", "holds no model.safetensors"),
     "pickle": (lambda f: (f / "pytorch_model.bin").write_bytes(b"\x80\x02"), "S401", "only as pickles"),
@@ -73,7 +80,25 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "unknown dtype": (headed({"a": about(dtype="F8_E4M3", shape=[8])}), "S403", "not supported"),
     "trailing bytes": (headed({"a": about()}, b"\0" * 9), "S403", "longer or shorter than its tensors"),
     "twice": (doubled, "S403", "stands twice"),
-    "header a list": (headed([1, 2]), "S403", "not a sound"),
+    "header a list": (headed([1, 2]), "S403", "the header is no JSON object"),
+    "deep header": (lambda f: write_raw(f / SINGLE, b"[" * 100_000), "S403", "not a sound"),
+    "negative extents": (headed({"a": about(shape=[-2, -1])}), "S403", "no whole number"),
+    "fractional extent": (headed({"a": about(shape=[2.0])}), "S403", "no whole number"),
+    "true for one": (headed({"a": about(shape=[True, 2])}), "S403", "no whole number"),
+    "lfs weights": (
+        lambda f: (f / SINGLE).write_bytes(POINTER),
+        "S403",
+        "model.safetensors is a git-lfs pointer",
+    ),
+    "lfs index": (lambda f: (f / INDEX).write_bytes(POINTER), "S403", "is a git-lfs pointer"),
+    "lfs shard": (pointed, "S403", "one.safetensors is a git-lfs pointer"),
+    "deep index": (lambda f: (f / INDEX).write_text("[" * 100_000), "S402", "not a readable index"),
+    "index twice": (
+        lambda f: (f / INDEX).write_text('{"weight_map": {"a": "one", "a": "two"}}'),
+        "S402",
+        "a stands twice",
+    ),
+    "zero byte": (sharded({"a": "one\0.safetensors"}), "S402", "points outside the folder"),
     "entry a number": (headed({"a": 3}), "S403", "not a sound"),
 }
 
@@ -106,7 +131,7 @@ def test_a_value_that_is_no_number_is_refused(bad: float, dtype: torch.dtype, tm
     tensor = torch.ones(3, 5, dtype=dtype)
     tensor[1, 2] = bad
     save_file({"w": tensor}, tmp_path / SINGLE)
-    with pytest.raises(CheckpointError, match="w in model.safetensors holds NaN or infinity") as caught:
+    with pytest.raises(CheckpointError, match=r"w in model\.safetensors holds NaN or infinity") as caught:
         open_checkpoint(tmp_path).read("w")
     assert caught.value.code == "S404"
 
@@ -118,25 +143,41 @@ def test_large_values_whose_sum_overflows_are_fine(tmp_path: Path) -> None:
         assert torch.equal(open_checkpoint(tmp_path).read(name), tensor)
 
 
-def test_names_are_found_with_and_without_prefix_and_under_any_tied_name(tmp_path: Path) -> None:
+def test_names_are_found_as_the_disk_has_them_and_under_any_tied_name(tmp_path: Path) -> None:
     save_file({"body.w": torch.ones(2), "v": torch.ones(3), "tied": torch.ones(4)}, tmp_path / SINGLE)
     checkpoint = open_checkpoint(tmp_path)
     aliases = {"head": "head", "tied": "head"}
-    found = resolve_names({"w": (2,), "body.v": (3,), "head": (4,)}, aliases, checkpoint, "body")
+    on_disk = {"w": "body.w", "body.v": "v", "tied": "tied"}
+    found = resolve_names({"w": (2,), "body.v": (3,), "head": (4,)}, aliases, checkpoint, on_disk)
     assert found == {"w": "body.w", "body.v": "v", "head": "tied"}
 
 
 def test_a_missing_tensor_and_another_shape_are_refused(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / SINGLE)
     checkpoint = open_checkpoint(tmp_path)
+    on_disk = {"a": "a", "b": "b"}
     with pytest.raises(CheckpointError, match="1 tensors are missing from the checkpoint: c") as caught:
-        resolve_names({"a": (2, 3), "c": (1,)}, {}, checkpoint, "")
+        resolve_names({"a": (2, 3), "c": (1,)}, {}, checkpoint, on_disk)
     assert caught.value.code == "S405"
-    with pytest.raises(
-        CheckpointError, match=r"a has the shape \(2, 3\) where the config asks for \(3, 2\)"
-    ) as caught:
-        resolve_names({"a": (3, 2)}, {}, checkpoint, "")
+    wrong = r"a has the shape \(2, 3\) where the config asks for \(3, 2\)"
+    with pytest.raises(CheckpointError, match=wrong) as caught:
+        resolve_names({"a": (3, 2)}, {}, checkpoint, on_disk)
     assert caught.value.code == "S406"
+
+
+def test_where_there_are_both_the_one_file_counts_as_in_transformers(tmp_path: Path) -> None:
+    sharded({"a": "one.safetensors"})(tmp_path)
+    save_file({"only": torch.ones(2)}, tmp_path / SINGLE)
+    assert list(open_checkpoint(tmp_path).entries) == ["only"]
+
+
+def test_a_file_that_vanishes_after_opening_is_an_error_of_ours(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / SINGLE)
+    checkpoint = open_checkpoint(tmp_path)
+    (tmp_path / SINGLE).unlink()
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read") as caught:
+        checkpoint.read("a")
+    assert caught.value.code == "S403"
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
