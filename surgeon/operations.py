@@ -281,7 +281,8 @@ def _prove_native(
     large = load_stock(grown_folder, model_class, own, device)
     native = compare_stock(plan, small, wide, large)
     stage("proof: trainability")
-    gradients = backward(large.float(), {k: _on(v, device) for k, v in inputs.items()})
+    del small, wide
+    gradients = backward(large.float(), {k: _on(v, device) for k, v in inputs.items()}, plan)
     return Report(len(plan.anatomy.calls), exact, native, tuple(gradient_asymmetry(plan, gradients)))
 
 
@@ -342,7 +343,7 @@ def _apply_module(
     inputs = dict(zip(plan.anatomy.captured.inputs, (*source.args, *source.kwargs.values()), strict=True))
     exact = coexecute(plan, lambda name: state[name].detach(), inputs, device=device)
     moved = {k: _on(v, device) for k, v in inputs.items()}
-    gradients = backward(module, moved)
+    gradients = backward(module, moved, plan)
     report = Report(len(plan.anatomy.calls), exact, None, tuple(gradient_asymmetry(plan, gradients)))
     if out is not None:
         stage("writing")

@@ -66,7 +66,7 @@ def open_source(model: str, trust_remote_code: bool = False) -> Source:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise fail(ModelError, "S202", f"{path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise fail(ModelError, "S202", f"{path} holds no JSON object")

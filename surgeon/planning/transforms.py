@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,13 @@ class AxisGrowth:
     @property
     def copies(self) -> int:
         return self.target // self.size
+
+    @cached_property
+    def is_clone(self) -> bool:
+        """Whether the axis is repeated whole: channel j copies ``j mod size``."""
+        if self.index is None or self.target % self.size:
+            return False
+        return bool((self.index == np.arange(self.target) % self.size).all())
 
 
 @dataclass(frozen=True)

@@ -30,21 +30,40 @@ def expand(tensor: Tensor, transform: Transform, dtype: torch.dtype | None = Non
     result_dtype = dtype or tensor.dtype
     if not transform.changes:
         return tensor.to(result_dtype)
-    copies = _copied(tensor, transform)
     if not tensor.is_floating_point():
-        return copies
-    weights = _weights(transform)
-    if not weights and transform.scale is None and transform.noise is None:
-        return copies.to(result_dtype)
+        return _copied(tensor, transform)
     work = torch.promote_types(result_dtype, torch.float32)
-    out = copies.to(work)
+    factor = _one_factor(transform)
+    if factor is not None:  # the same arithmetic for every copy: do it once, before copying
+        scaled = tensor if factor == 1.0 else tensor.to(work) * factor
+        return _copied(scaled.to(result_dtype), transform)
+    weights = _weights(transform)
+    out = _copied(tensor, transform).to(work)
     if transform.scale is not None:
         out = _scaled(out, transform)
-    for factor in weights:
-        out = out * factor.to(device=out.device, dtype=work)
+    for share in weights:
+        out = out * share.to(device=out.device, dtype=work)
     if transform.noise is not None:
         out = out + _null_space_noise(out, transform)
     return out.to(result_dtype)
+
+
+def _one_factor(transform: Transform) -> float | None:
+    """The one number that all elements are multiplied by, or None when there is no such number."""
+    if transform.noise is not None or (transform.scale is not None and transform.offset):
+        return None
+    factor = 1.0
+    if transform.scale is not None:
+        if transform.scale[0].size > 1:
+            return None
+        factor = float(transform.scale[0].flat[0])
+    for axis in transform.axes:
+        if axis.spread is None or axis.index is None:
+            continue
+        if axis.spread.name != "symmetric" or not axis.is_clone:
+            return None
+        factor /= axis.copies
+    return factor
 
 
 def _copied(tensor: Tensor, transform: Transform) -> Tensor:
@@ -52,6 +71,9 @@ def _copied(tensor: Tensor, transform: Transform) -> Tensor:
     out = tensor
     for dim, axis in enumerate(transform.axes):
         if axis.index is None:
+            continue
+        if axis.is_clone:
+            out = out.repeat([axis.copies if i == dim else 1 for i in range(out.ndim)])
             continue
         index = torch.from_numpy(np.maximum(axis.index, 0)).to(tensor.device)
         out = out.index_select(dim, index)

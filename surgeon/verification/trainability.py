@@ -18,6 +18,8 @@ from torch import Tensor
 from surgeon.axes.maps import NEW, copies_of
 from surgeon.planning.plan import Plan
 
+SAMPLE = 64  # places per other axis
+
 
 @dataclass(frozen=True)
 class Asymmetry:
@@ -58,7 +60,12 @@ def gradient_asymmetry(plan: Plan, gradients: Mapping[str, Tensor]) -> list[Asym
 
 
 def _apart(gradient: Tensor, dim: int, index: np.ndarray, size: int) -> float:
-    """``‖g - mean of g over copies‖ / ‖g‖`` along one axis."""
+    """``‖g - mean of g over copies‖ / ‖g‖`` along one axis, over the places of the other axes where the
+    gradient is largest: copies are compared place by place, so a sample of places is enough."""
+    for other in range(gradient.ndim):
+        if other != dim and gradient.shape[other] > SAMPLE:
+            size_of = gradient.abs().amax([i for i in range(gradient.ndim) if i != other])
+            gradient = gradient.index_select(other, size_of.topk(SAMPLE).indices)
     kept = np.flatnonzero(index != NEW)
     rows = gradient.double().index_select(dim, torch.from_numpy(kept).to(gradient.device))
     source = torch.from_numpy(index[kept]).to(gradient.device)
@@ -71,16 +78,34 @@ def _apart(gradient: Tensor, dim: int, index: np.ndarray, size: int) -> float:
     return float((rows - means.index_select(dim, source)).norm()) / norm if norm else 0.0
 
 
-def backward(model: torch.nn.Module, inputs: Mapping[str, object]) -> dict[str, Tensor]:
-    """The gradients of a random linear functional of the model's first output, by parameter name."""
+def sample(plan: Plan) -> frozenset[str]:
+    """For each group of grown dims a few parameters that have them: the first, middle and last."""
+    groups: dict[str, list[str]] = {}
+    for name, transform in plan.transforms.items():
+        for axis, growth in zip(plan.anatomy.parameter_axes(name), transform.axes, strict=True):
+            if growth.index is not None:
+                for dim in plan.anatomy.store.leaves(axis):
+                    label = re.sub(r"\.\d+\.", ".*.", plan.anatomy.store.labels[dim])
+                    groups.setdefault(label, []).append(name)
+    return frozenset(n for names in groups.values() for n in (names[0], names[len(names) // 2], names[-1]))
+
+
+def backward(model: torch.nn.Module, inputs: Mapping[str, object], plan: Plan) -> dict[str, Tensor]:
+    """The gradients of a random linear functional of the model's first output, by parameter name, for
+    a sample of the parameters that grew."""
     generator = torch.Generator().manual_seed(0)
-    model.zero_grad(set_to_none=True)
+    chosen = sample(plan)
+    trained = {n: p.requires_grad for n, p in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(plan.aliases.get(name, name) in chosen)
     with torch.enable_grad():
         output = first_tensor(model(**inputs))
         weight = torch.randn(output.shape, generator=generator).to(output)
         (torch.nn.functional.log_softmax(output, -1) * weight).mean().backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {plan.aliases.get(n, n): p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained[name])
     return gradients
 
 

@@ -91,7 +91,8 @@ def test_multiplicity_is_what_a_sum_is_multiplied_by(shape: Shape, data: st.Data
     store = Store()
     axis = build(store, shape)
     maps = {
-        d: clone_map(store.sizes[d], store.sizes[d] * data.draw(st.integers(1, 3))) for d in store.leaves(axis)
+        d: clone_map(store.sizes[d], store.sizes[d] * data.draw(st.integers(1, 3)))
+        for d in store.leaves(axis)
     }
     composed = Maps(store, maps)
     pieces, numbers = composed.multiplicity(axis), composed.parts(axis)
