@@ -65,6 +65,9 @@ def _quiet_libraries() -> None:
 @contextmanager
 def _stages(console: Console) -> Iterator[Any]:
     """A spinner that names the stage at hand; silent when not on a terminal."""
+    if not console.is_terminal:
+        yield lambda text: None
+        return
     with console.status("reading") as status:
         yield lambda text: status.update(text)
 
@@ -100,7 +103,7 @@ def _run_apply(
     trust_remote_code: bool,
 ) -> None:
     console = _console()
-    with console.status("starting"):
+    with _stages(console):
         from surgeon import operations, rendering
 
         _quiet_libraries()
@@ -270,7 +273,7 @@ def demo(
 ) -> None:
     """Widen a real pretrained sentence encoder that installs from PyPI, and compare before and after."""
     console = _console()
-    with console.status("starting"):
+    with _stages(console):
         from surgeon import demonstration
 
         _quiet_libraries()

@@ -31,19 +31,26 @@ class Progress:
         self.status = console.status("reading")
 
     def __enter__(self) -> Progress:
-        self.status.start()
+        self.stage("reading")
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.status.stop()
-        self.bars.stop()
+        if self.console.is_terminal:
+            self.status.stop()
+            self.bars.stop()
 
     def stage(self, text: str) -> None:
+        """Name the stage at hand; silent when not on a terminal."""
+        if not self.console.is_terminal:
+            return
         self.bars.stop()
         self.status.update(text)
         self.status.start()
 
     def bytes(self, done: int, total: int) -> None:
+        """Move the bar; silent when not on a terminal."""
+        if not self.console.is_terminal:
+            return
         if self.task is None:
             self.status.stop()
             self.bars.start()
