@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from surgeon.errors import ModelError, fail
 
 BATCH, SEQUENCE = 5, 11  # of the inputs that graphs are traced with and the proof runs on
+IMAGE_SIZE = 64  # where the config names none: the class takes any
 SIZE_LIMIT = 1 << 30
 
 
@@ -40,20 +42,35 @@ def numeric_fields(config: Any) -> dict[str, int]:
 def build_config(config: Any, changes: Mapping[str, Any]) -> Any:
     """A config of the same class with some fields changed.
 
-    Raises ModelError S220 when the class refuses the values, with its own message.
+    Fields that follow from others, such as a head's size, stay as they are unless changed. Raises
+    ModelError S220 for a field that the class lacks, and when the class refuses the values, with its
+    own message.
     """
     state = copy.deepcopy(config.to_dict())
-    attribute_map = getattr(type(config), "attribute_map", {})
     for field, value in changes.items():
         *parents, last = field.split(".")
-        place = state
+        place, part = state, config
         for parent in parents:
-            place = place[parent]
-        place[last if last in place else attribute_map.get(last, last)] = value
+            place, part = place.get(parent), getattr(part, parent, None)
+            if not isinstance(place, dict):
+                raise _no_field(config, field)
+        if last not in place and not hasattr(part, last):
+            raise _no_field(config, field)
+        place[last if last in place else getattr(type(part), "attribute_map", {}).get(last, last)] = value
     try:
         return type(config).from_dict(state)
     except Exception as error:
         raise refusal(config, changes, error) from error
+
+
+def _no_field(config: Any, field: str) -> ModelError:
+    near = get_close_matches(field, [*numeric_fields(config), *type(config).attribute_map], 1)
+    return fail(
+        ModelError,
+        "S220",
+        f"{type(config).__name__} has no field {field}",
+        help=f"did you mean {near[0]}?" if near else None,
+    )
 
 
 def refusal(config: Any, changes: Mapping[str, Any], error: Exception) -> ModelError:
@@ -142,6 +159,19 @@ def disk_names(module: nn.Module, on_disk: Iterable[str]) -> dict[str, str]:
     return names
 
 
+def _ordinary_ids(config: Any) -> Tensor:
+    """The ids of the vocabulary that the config gives no special meaning, such as padding."""
+    text = config.get_text_config()
+    ordinary = torch.ones(text.vocab_size, dtype=torch.bool)
+    for field, value in (*config.to_dict().items(), *text.to_dict().items()):
+        if field.endswith(("_token_id", "_token_ids", "_token_index")):
+            ids = value if isinstance(value, (list, tuple)) else [value]
+            for number in ids:
+                if isinstance(number, int) and 0 <= number < text.vocab_size:
+                    ordinary[number] = False
+    return ordinary.nonzero().flatten() if ordinary.any() else torch.arange(text.vocab_size)
+
+
 def _accepted(module: nn.Module) -> set[str]:
     return set(inspect.signature(module.forward).parameters)
 
@@ -169,14 +199,12 @@ def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, 
     main = getattr(module, "main_input_name", "input_ids")
     inputs: dict[str, Any] = {}
     if main == "pixel_values":
-        size = config.image_size
+        size = getattr(config, "image_size", IMAGE_SIZE)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         shape = (BATCH, config.num_channels, height, width)
         inputs[main] = torch.randn(shape, generator=generator)
     elif main == "input_ids":
-        vocabulary = config.get_text_config().vocab_size
-        special = {v for k, v in config.to_dict().items() if k.endswith("_token_id") and isinstance(v, int)}
-        ordinary = torch.tensor([i for i in range(vocabulary) if i not in special])
+        ordinary = _ordinary_ids(config)
         chosen = torch.randint(len(ordinary), (BATCH, SEQUENCE), generator=generator)
         inputs["input_ids"] = ordinary[chosen]
         mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)

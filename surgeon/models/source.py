@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -43,7 +44,12 @@ Source = TransformersSource | ModuleSource
 
 
 def open_source(model: str, trust_remote_code: bool = False) -> Source:
-    """Find a model by what the user wrote. Raises ModelError S201..S208."""
+    """Find a model by what the user wrote.
+
+    Code in a model's own folder is run only with `trust_remote_code`, and only where the installed
+    transformers has no class of its own for the model. Raises ModelError S201..S208, and S220 when the
+    class refuses the config.
+    """
     path = Path(model)
     if path.is_dir():
         return _folder(path, model, trust_remote_code)
@@ -85,21 +91,23 @@ def _folder(path: Path, name: str, trust_remote_code: bool) -> TransformersSourc
 def _from_config(
     content: dict[str, Any], name: str, folder: Path | None, trust_remote_code: bool
 ) -> TransformersSource:
-    import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    if content.get("auto_map") and not trust_remote_code:
-        raise fail(
-            ModelError,
-            "S203",
-            f"{name} brings Python code of its own, which surgeon does not run unasked",
-            help="read the code, then add --trust-remote-code",
-        )
-    model_type = content.get("model_type", "")
-    if content.get("auto_map"):
-        assert folder is not None
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    elif model_type not in CONFIG_MAPPING:
+    model_type = content.get("model_type")
+    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    architecture = _architecture(content, name)
+    if content.get("auto_map") and not (known and _stock_class(architecture) is not None):
+        if not trust_remote_code:
+            raise fail(
+                ModelError,
+                "S203",
+                f"{name} brings Python code of its own, which surgeon does not run unasked",
+                help="read the code, then add --trust-remote-code",
+            )
+        return _remote(content["auto_map"], architecture, name, folder)
+    if model_type is None:
+        raise fail(ModelError, "S204", f"{name}: its config names no model_type")
+    if not known:
         near = get_close_matches(str(model_type), list(CONFIG_MAPPING), 1)
         raise fail(
             ModelError,
@@ -107,27 +115,71 @@ def _from_config(
             f"{name}: transformers knows no model type {model_type!r}",
             help=f"did you mean {near[0]}?" if near else "does it need a newer transformers?",
         )
-    else:
-        try:
-            config = CONFIG_MAPPING[model_type].from_dict(content)
-        except Exception as error:
-            raise fail(ModelError, "S220", f"{name}: its class refuses its config: {error}") from error
-    return TransformersSource(name, config, _model_class(content, config, name), folder)
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(content)
+    except Exception as error:
+        raise fail(ModelError, "S220", f"{name}: its class refuses its config: {error}") from error
+    return TransformersSource(name, config, _model_class(architecture, config, name), folder)
 
 
-def _model_class(content: dict[str, Any], config: Any, name: str) -> Any:
+def _architecture(content: dict[str, Any], name: str) -> str | None:
+    """The first of the classes that the config names."""
+    named = content.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(a, str) for a in named):
+        raise fail(ModelError, "S202", f"{name}: `architectures` in its config is no list of names")
+    return named[0] if named else None
+
+
+def _stock_class(architecture: str | None) -> Any:
+    """A model class by name; None when transformers has no such model, or cannot import it here."""
+    import transformers
+
+    try:
+        found = getattr(transformers, architecture or "", None)
+    except Exception:  # a class whose own imports fail
+        return None
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+
+
+def _remote(auto_map: Any, architecture: str | None, name: str, folder: Path | None) -> TransformersSource:
+    """A model of the code in its own folder, which the user has asked to run."""
+    import transformers
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    if folder is None:
+        raise fail(
+            ModelError,
+            "S203",
+            f"{name} needs the code beside it",
+            help="name the folder, not its config.json",
+        )
+    try:
+        models = {k: v for k, v in auto_map.items() if k.startswith("AutoModel")}
+        by_name = {v.rpartition(".")[2]: v for v in models.values()}
+        reference = (
+            by_name.get(architecture) or models.get("AutoModelForCausalLM") or next(iter(models.values()))
+        )
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        return TransformersSource(name, config, get_class_from_dynamic_module(reference, folder), folder)
+    except Exception as error:
+        raise fail(
+            ModelError, "S205", f"{name}: its own code gave no model class: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _model_class(architecture: str | None, config: Any, name: str) -> Any:
     """The class the config names, else the one that generates text, else the bare model."""
     import transformers
 
-    for architecture in content.get("architectures") or []:
-        found = getattr(transformers, architecture, None)
+    if architecture is not None:
+        found = _stock_class(architecture)
         if found is not None:
             return found
         near = get_close_matches(architecture, dir(transformers), 1)
         raise fail(
             ModelError,
             "S205",
-            f"{name}: transformers has no class {architecture}",
+            f"{name}: transformers has no model class {architecture}",
             help=f"did you mean {near[0]}?" if near else "does it need a newer transformers?",
         )
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
@@ -154,15 +206,17 @@ def _download(model: str) -> Path:
 
 def _factory(spec: str) -> ModuleSource:
     module_name, _, function = spec.partition(":")
-    if not module_name or not function:
+    if not module_name or not function.isidentifier() or "/" in module_name:
         raise fail(ModelError, "S207", f"{spec!r} is not of the form package.module:factory")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
-        raise fail(ModelError, "S207", f"{module_name} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise fail(
+            ModelError, "S207", f"{module_name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     factory = getattr(module, function, None)
     if not callable(factory):
         near = get_close_matches(function, dir(module), 1)
@@ -174,7 +228,7 @@ def _factory(spec: str) -> ModuleSource:
         )
     try:
         made = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise fail(ModelError, "S207", f"{spec} failed: {type(error).__name__}: {error}") from error
     return from_factory_value(made, spec)
 
@@ -186,11 +240,13 @@ def from_factory_value(made: Any, name: str) -> ModuleSource:
         and len(made) in (2, 3)
         and isinstance(made[0], nn.Module)
         and isinstance(made[1], (tuple, list))
+        and (len(made) == 2 or isinstance(made[2], Mapping))
     ):
+        parts = ", ".join(type(part).__name__ for part in made) if isinstance(made, tuple) else None
         raise fail(
             ModelError,
             "S208",
-            f"{name} returned {type(made).__name__}",
+            f"{name} returned {type(made).__name__ if parts is None else f'({parts})'}",
             expected="(module, args) or (module, args, kwargs)",
         )
     return ModuleSource(name, made[0].eval(), tuple(made[1]), dict(made[2]) if len(made) == 3 else {})
