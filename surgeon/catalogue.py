@@ -118,7 +118,7 @@ Growing fails closed: an op whose axes do not fit its rule stops every dim that 
     "S307": """An op's rule says that the dim is frozen (a vocabulary is).""",
     "S308": """An op without a rule reads the dim.
 Nothing is guessed. Write the rule in a .surgery file and `use` it from the recipe; docs/extend.md shows how.
-`surgeon check --rules FILE` then tests it against the real op.""",
+""",
     "S310": """The target size is no whole number, or smaller than the source's.""",
     "S311": """A growth names a dim, field, parameter or axis that the model does not have.
 `surgeon dims MODEL` lists what it has.""",

@@ -181,11 +181,9 @@ def verify(
 @app.command()
 def check(
     files: Annotated[list[Path], typer.Argument(help=".surgery files.")],
-    rules: Annotated[bool, typer.Option("--rules", help="Also test op rules against the real ops.")] = False,
 ) -> None:
-    """Parse and check .surgery files; with --rules, certify their op rules against the real ops."""
+    """Parse and check .surgery files."""
     from surgeon.language import check as check_file
-    from surgeon.language import load
 
     bad = 0
     for file in files:
@@ -197,18 +195,6 @@ def check(
             typer.echo(f"{file}: sound")
     if bad:
         raise typer.Exit(EXIT_USER)
-    if rules:
-        from surgeon.certification.certify import certify
-
-        wrong = 0
-        for file in files:
-            for finding in certify(load(file).rules):
-                typer.echo(
-                    f"{finding.verdict:9} {finding.op}" + (f": {finding.detail}" if finding.detail else "")
-                )
-                wrong += finding.verdict == "wrong"
-        if wrong:
-            raise typer.Exit(EXIT_NOT_PRESERVED)
 
 
 @app.command()

@@ -1,0 +1,151 @@
+"""The command line: exit codes, one message per mistake, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from surgeon import cli
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4}
+    folder = tmp_path_factory.mktemp("model")
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads)).save_pretrained(folder)
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["surgeon", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_plan_shows_dims_config_and_counts(
+    monkeypatch: pytest.MonkeyPatch, model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    assert run(monkeypatch, "plan", "hyperclone", model / "config.json", "--json", file) == 0
+    shown = capsys.readouterr().out
+    assert "config.hidden_size: 24 → 48" in shown
+    assert "config.num_key_value_heads: 2 → 4" in shown
+    assert "never separate" in shown
+    assert json.loads(file.read_text())["config"]["intermediate_size"] == [40, 80]
+
+
+def test_apply_then_verify_then_a_broken_weight(
+    monkeypatch: pytest.MonkeyPatch, model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    out = tmp_path / "grown"
+    assert run(monkeypatch, "apply", "grow", model, "--out", out, "--device", "cpu") == 0
+    assert "Preserved." in capsys.readouterr().out
+    record = json.loads((out / "surgery.json").read_text())
+    assert record["proof"]["preserved"] and record["plan"]["recipe"] == "grow"
+    assert run(monkeypatch, "verify", model, out, "--device", "cpu") == 0
+    state = load_file(out / "model.safetensors")
+    state["model.layers.0.mlp.up_proj.weight"][3, 2] += 0.1
+    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    assert run(monkeypatch, "verify", model, out, "--device", "cpu") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "NOT preserved" in shown and "model.layers.0.mlp.up_proj" in shown
+
+
+MISTAKES = [
+    (["plan", "hyperclon", "{model}"], "did you mean `hyperclone`?"),
+    (["plan", "hyperclone", "nowhere"], "there is no model nowhere"),
+    (["plan", "hyperclone", "{model}", "--set", "n=abc"], "there is no parameter `abc`"),
+    (["plan", "hyperclone", "{model}", "--set", "n"], "not of the form NAME=VALUE"),
+    (["apply", "hyperclone", "{model}", "--out", "{model}"], "exists already"),
+    (["apply", "hyperclone", "{model}", "--out", "{tmp}/x", "--device", "tpu"], "unknown device tpu"),
+    (["apply", "hyperclone", "{model}", "--out", "{tmp}/x", "--dtype", "int3"], "unknown dtype int3"),
+    (["apply", "hyperclone", "{model}/config.json", "--out", "{tmp}/x"], "no weights to grow"),
+    (["explain", "S999"], "there is no diagnostic S999"),
+    (["explain", "{model}", "no.such[0]"], "there is no axis no.such[0]"),
+    (["apply", "hyperclone", "{model}"], "Missing option"),
+    (["plan", "{tmp}/none.surgery", "{model}"], "declares no recipe"),
+    (["plan", "{tmp}/odd.surgery", "{model}"], "no family names a dim hiden"),
+    (["plan", "{tmp}/half.surgery", "{model}"], "is not a whole number"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_a_mistake_gets_one_message_and_exit_code_2(
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "none.surgery").write_text("op my.op : pointwise nonlinear\n")
+    (tmp_path / "odd.surgery").write_text("recipe odd() {\n    grow hiden by 2\n}\n")
+    (tmp_path / "half.surgery").write_text("recipe half() {\n    grow hidden by 13/11\n}\n")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    filled = [w.format(model=model, tmp=tmp_path) for w in words]
+    assert run(monkeypatch, *filled) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_an_unexpected_failure_exits_3_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("surgeon.operations.plan", broken)
+    assert run(monkeypatch, "plan", "hyperclone", "x") == 3
+    assert "surgeon failed: RuntimeError: boom" in capsys.readouterr().err
+
+
+def test_fmt_check_and_fmt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "r.surgery"
+    file.write_text("recipe   r( ) {\ngrow hidden   by 2\n}\n")
+    assert run(monkeypatch, "fmt", "--check", file) == 1
+    assert run(monkeypatch, "fmt", file) == 0
+    assert run(monkeypatch, "fmt", "--check", file) == 0
+    assert run(monkeypatch, "check", file) == 0
+    assert "sound" in capsys.readouterr().out
+
+
+def test_an_output_that_fails_its_proof_is_kept_aside(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
+) -> None:
+    from surgeon import operations
+
+    real = operations.expand
+
+    def off(*args: object, **kwargs: object) -> torch.Tensor:
+        return real(*args, **kwargs) * 1.5  # type: ignore[arg-type]
+
+    monkeypatch.setattr(operations, "expand", off)
+    out = tmp_path / "grown"
+    assert run(monkeypatch, "apply", "grow", model, "--out", out, "--device", "cpu") == 1
+    assert "kept aside" in capsys.readouterr().err
+    assert not out.exists()
+    assert (tmp_path / "grown.not-preserved" / "model.safetensors").is_file()
+    shutil.rmtree(tmp_path / "grown.not-preserved")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_and_check_load_no_torch() -> None:
+    code = "import surgeon.cli, surgeon.language, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
