@@ -75,15 +75,19 @@ def _no_field(config: Any, field: str) -> ModelError:
 
 def refusal(config: Any, changes: Mapping[str, Any], error: Exception) -> ModelError:
     """The class's refusal of a config, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     asked = ", ".join(f"{k} = {v}" for k, v in changes.items()) or "this config"
-    reason = lines[-1] if lines else type(error).__name__
     return fail(
         ModelError,
         "S220",
-        f"{type(config).__name__} refuses {asked}: {reason}",
+        f"{type(config).__name__} refuses {asked}: {reason(error)}",
         help="grow the dims in another ratio, or together with those they must divide",
     )
+
+
+def reason(error: BaseException) -> str:
+    """The last line of an error, where strict classes say what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from surgeon.errors import ModelError, fail
+from surgeon.models.native import reason
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _from_config(
     try:
         config = CONFIG_MAPPING[model_type].from_dict(content)
     except Exception as error:
-        raise fail(ModelError, "S220", f"{name}: its class refuses its config: {error}") from error
+        raise fail(ModelError, "S220", f"{name}: its class refuses its config: {reason(error)}") from error
     return TransformersSource(name, config, _model_class(architecture, config, name), folder)
 
 
@@ -163,7 +164,9 @@ def _remote(auto_map: Any, architecture: str | None, name: str, folder: Path | N
         return TransformersSource(name, config, get_class_from_dynamic_module(reference, folder), folder)
     except Exception as error:
         raise fail(
-            ModelError, "S205", f"{name}: its own code gave no model class: {type(error).__name__}: {error}"
+            ModelError,
+            "S205",
+            f"{name}: its own code gave no model class: {type(error).__name__}: {reason(error)}",
         ) from error
 
 
@@ -215,7 +218,7 @@ def _factory(spec: str) -> ModuleSource:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise fail(
-            ModelError, "S207", f"{module_name} cannot be imported: {type(error).__name__}: {error}"
+            ModelError, "S207", f"{module_name} cannot be imported: {type(error).__name__}: {reason(error)}"
         ) from error
     factory = getattr(module, function, None)
     if not callable(factory):
@@ -229,7 +232,7 @@ def _factory(spec: str) -> ModuleSource:
     try:
         made = factory()
     except (Exception, SystemExit) as error:
-        raise fail(ModelError, "S207", f"{spec} failed: {type(error).__name__}: {error}") from error
+        raise fail(ModelError, "S207", f"{spec} failed: {type(error).__name__}: {reason(error)}") from error
     return from_factory_value(made, spec)
 
 
