@@ -1,0 +1,234 @@
+"""Configs changed by field, modules on meta with real buffers, inputs made up: against stock classes."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+from surgeon.errors import ModelError
+from surgeon.models.native import (
+    build_config,
+    build_meta,
+    disk_names,
+    example_inputs,
+    field_value,
+    numeric_fields,
+    real_inputs,
+)
+
+SMALL: dict[str, Any] = dict(
+    vocab_size=40, hidden_size=24, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32
+)
+IDS: dict[str, Any] = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
+HEADS: dict[str, Any] = dict(head_dim=8, num_key_value_heads=1)
+MODELS: dict[str, tuple[type, Any]] = {
+    "llama": (hf.LlamaForCausalLM, hf.LlamaConfig(**SMALL, **IDS)),
+    "llama tied": (hf.LlamaForCausalLM, hf.LlamaConfig(**SMALL, **IDS, tie_word_embeddings=True)),
+    "gpt-neox": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig(**SMALL, **IDS)),
+    "opt": (
+        hf.OPTForCausalLM,
+        hf.OPTConfig(
+            **{k: v for k, v in SMALL.items() if k != "intermediate_size"},
+            **IDS,
+            ffn_dim=32,
+            word_embed_proj_dim=12,
+        ),
+    ),
+    "gemma": (hf.GemmaForCausalLM, hf.GemmaConfig(**SMALL, **IDS, **HEADS)),
+    "gemma2": (hf.Gemma2ForCausalLM, hf.Gemma2Config(**SMALL, **IDS, **HEADS)),
+    "bert": (hf.BertModel, hf.BertConfig(**SMALL)),
+    "olmo": (hf.OlmoForCausalLM, hf.OlmoConfig(**SMALL, **IDS)),
+    "bloom": (hf.BloomForCausalLM, hf.BloomConfig(vocab_size=40, hidden_size=24, n_head=2, n_layer=1, **IDS)),
+    "t5": (
+        hf.T5ForConditionalGeneration,
+        hf.T5Config(
+            vocab_size=40, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
+        ),
+    ),
+    "vit": (
+        hf.ViTModel,
+        hf.ViTConfig(**{k: v for k, v in SMALL.items() if k != "vocab_size"}, image_size=32, patch_size=8),
+    ),
+}
+
+
+def groups(module: nn.Module) -> list[list[str]]:
+    """The names that share a parameter."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return sorted(names for names in found.values() if len(names) > 1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_module_on_meta_is_the_stock_one_with_its_buffers(name: str) -> None:
+    model_class, config = MODELS[name]
+    before = config.to_dict()
+    module, buffers = build_meta(config, model_class)
+    stock = model_class(config)
+    assert config.to_dict() == before
+    assert all(t.is_meta for t in (*module.parameters(), *module.buffers()))
+    assert not any(m.training for m in module.modules())
+    assert {n: (p.shape, p.dtype) for n, p in module.named_parameters(remove_duplicate=False)} == {
+        n: (p.shape, p.dtype) for n, p in stock.named_parameters(remove_duplicate=False)
+    }
+    assert groups(module) == groups(stock)
+    expected = dict(stock.named_buffers())
+    assert buffers.keys() == expected.keys()
+    for key, value in expected.items():
+        assert buffers[key].dtype == value.dtype
+        assert torch.equal(buffers[key], value), key
+
+
+def test_buffers_are_those_of_from_pretrained_in_the_dtype_of_the_checkpoint(tmp_path: Path) -> None:
+    model_class, config = MODELS["gemma"]
+    model_class(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    stock = model_class.from_pretrained(tmp_path)
+    module, buffers = build_meta(hf.AutoConfig.from_pretrained(tmp_path), model_class)
+    assert next(module.parameters()).dtype == torch.bfloat16
+    for key, value in stock.named_buffers():
+        assert torch.equal(buffers[key], value), key
+
+
+def test_parameters_are_registered_as_ever_afterwards() -> None:
+    register = nn.Module.register_parameter
+    build_meta(MODELS["llama"][1], hf.LlamaForCausalLM)
+    with pytest.raises(ModelError):
+        build_meta(object(), hf.LlamaForCausalLM)
+    assert nn.Module.register_parameter is register
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_eight_billion_parameters_cost_nothing() -> None:
+    config = hf.LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    module, _ = build_meta(config, hf.LlamaForCausalLM)
+    assert sum(p.numel() for p in module.parameters()) == 8_030_261_248
+    assert time.perf_counter() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100 * 1024
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_made_up_inputs_run_and_keep_away_from_special_ids(name: str) -> None:
+    model_class, config = MODELS[name]
+    model = model_class(config).eval()
+    inputs = real_inputs(model, seed=3)
+    with torch.no_grad():
+        output = model(**inputs)
+    assert all(v.isfinite().all() for v in output.values() if isinstance(v, torch.Tensor))
+    for key in ("input_ids", "decoder_input_ids"):
+        if key in inputs:
+            special = {v for k, v in config.to_dict().items() if k.endswith("_token_id")}
+            assert not set(inputs[key].flatten().tolist()) & special
+            assert int(inputs[key].max()) < config.vocab_size
+    if "attention_mask" in inputs:
+        rows = inputs["attention_mask"]
+        assert rows.min() == 0 and int(rows.sum(1).min()) >= 3
+        assert (rows.diff(dim=1) <= 0).all()  # padded on the right only
+        assert real_inputs(model, 3, padded=False)["attention_mask"].min() == 1
+    again, other = real_inputs(model, seed=3), real_inputs(model, seed=4)
+    main = model.main_input_name
+    assert torch.equal(again[main], inputs[main])
+    assert not torch.equal(other[main], inputs[main])
+    module, _ = build_meta(config, model_class)
+    example = example_inputs(module)
+    assert example.keys() == inputs.keys()
+    for key, value in example.items():
+        if isinstance(value, torch.Tensor):
+            assert value.is_meta
+            assert (value.shape, value.dtype) == (inputs[key].shape, inputs[key].dtype)
+
+
+def test_special_ids_in_lists_are_kept_away_from() -> None:
+    config = hf.LlamaConfig(**{**SMALL, "vocab_size": 6}, bos_token_id=0, eos_token_id=[1, 2], pad_token_id=5)
+    ids = real_inputs(hf.LlamaForCausalLM(config), seed=0)["input_ids"]
+    assert set(ids.flatten().tolist()) == {3, 4}
+
+
+def test_an_input_that_cannot_be_made_up() -> None:
+    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = hf.Wav2Vec2Config(**small, conv_dim=(8,), conv_kernel=(3,), conv_stride=(2,))
+    module, _ = build_meta(config, hf.Wav2Vec2Model)
+    with pytest.raises(ModelError, match="Wav2Vec2Model reads input_values, which surgeon cannot") as caught:
+        real_inputs(module, 0)
+    assert caught.value.code == "S211"
+
+
+def test_fields() -> None:
+    config = hf.GPT2Config(n_embd=24, n_head=2, n_layer=3)
+    assert field_value(config, "n_embd") == field_value(config, "hidden_size") == 24
+    assert field_value(config, "nothing") is None
+    assert field_value(config, "text_config.nothing") is None
+    fields = numeric_fields(config)
+    assert (fields["n_embd"], fields["n_head"], fields["n_layer"]) == (24, 2, 3)
+    assert not any(name.endswith("_token_id") for name in fields)
+    nested = hf.CLIPConfig(text_config=dict(hidden_size=24), vision_config=dict(hidden_size=36))
+    assert numeric_fields(nested)["text_config.hidden_size"] == 24
+    assert field_value(nested, "vision_config.hidden_size") == 36
+
+
+def test_a_changed_config_differs_in_that_field_only() -> None:
+    config = hf.LlamaConfig(**SMALL)
+    saved = config.to_dict()
+    grown = build_config(config, {"hidden_size": 48})
+    assert type(grown) is type(config)
+    assert config.to_dict() == saved
+    assert {k for k, v in grown.to_dict().items() if saved[k] != v} == {"hidden_size"}
+    assert grown.head_dim == 12  # as it was, and not 48 / 2
+
+
+def test_a_field_by_its_common_name_and_a_nested_one() -> None:
+    assert build_config(hf.GPT2Config(n_embd=24, n_head=2), {"hidden_size": 48}).n_embd == 48
+    config = hf.CLIPConfig(text_config=dict(hidden_size=24), vision_config=dict(hidden_size=36))
+    grown = build_config(config, {"text_config.hidden_size": 48})
+    assert (grown.text_config.hidden_size, grown.vision_config.hidden_size) == (48, 36)
+
+
+@pytest.mark.parametrize(
+    ("changes", "texts"),
+    [
+        ({"num_attention_heads": 5}, ("LlamaConfig refuses num_attention_heads = 5: ", "(24)", "(5)")),
+        ({"hidden_size": "wide"}, ("LlamaConfig refuses hidden_size = wide: ", "expected int")),
+        ({"hiden_size": 48}, ("LlamaConfig has no field hiden_size", "did you mean hidden_size?")),
+        ({"text_config.hidden_size": 48}, ("LlamaConfig has no field text_config.hidden_size",)),
+        ({"hidden_size.x": 48}, ("LlamaConfig has no field hidden_size.x",)),
+    ],
+)
+def test_a_change_that_the_class_refuses(changes: dict[str, Any], texts: tuple[str, ...]) -> None:
+    with pytest.raises(ModelError) as caught:
+        build_config(hf.LlamaConfig(**SMALL), changes)
+    assert caught.value.code == "S220"
+    for text in texts:
+        assert text in str(caught.value)
+    assert "\n" not in caught.value.diagnostics[0].message
+
+
+def test_a_config_that_only_the_model_refuses() -> None:
+    with pytest.raises(
+        ModelError, match="OPTConfig refuses this config: embed_dim must be divisible"
+    ) as caught:
+        build_meta(hf.OPTConfig(hidden_size=24, num_attention_heads=5), hf.OPTForCausalLM)
+    assert caught.value.code == "S220"
+
+
+def test_names_on_disk_with_and_without_prefix_and_as_they_were_once() -> None:
+    module, _ = build_meta(MODELS["bert"][1], hf.BertModel)
+    for prefix in ("", "bert."):
+        disk = [f"{prefix}{n}" for n in module.state_dict()]
+        assert disk_names(module, disk) == dict(zip(module.state_dict(), disk, strict=True))
+    once = "bert.embeddings.LayerNorm.gamma"
+    assert disk_names(module, [once])["embeddings.LayerNorm.weight"] == once
