@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -152,8 +152,3 @@ def _fields_of_axis(subject: Subject, target: AxisDim) -> tuple[str, ...]:
             if after and after[target.axis] != subject.anatomy.store.size(axes[target.axis]):
                 found.append(name)
     return tuple(found)
-
-
-def without_growth(recipe: Recipe) -> Recipe:
-    """A recipe that only names how copies share: for comparing two given models."""
-    return replace(recipe, grows=())

@@ -11,7 +11,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
@@ -180,7 +179,3 @@ def place_of(node: fx.Node) -> Place:
         short = "/".join(file.replace("\\", "/").split("/")[-3:])
         source = f"{short}:{line}"
     return Place(op_name(node).removesuffix(".default"), module, source)
-
-
-def element_count(shape: tuple[int, ...]) -> int:
-    return prod(shape)

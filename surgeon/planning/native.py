@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.axes.maps import NEW, Index, Maps, clone_map, copies_of
+from surgeon.axes.maps import NEW, Index, Maps, clone_map
 from surgeon.errors import PlanError, fail
 from surgeon.graph.capture import Captured, place_of
 from surgeon.graph.inference import Anatomy
-from surgeon.planning.equations import Drift
+from surgeon.planning.cells import Drift
 from surgeon.planning.literals import grown_args
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -303,8 +303,3 @@ def companions(
         own = pure_dims(name)
         extra.update({rival: target for rival in rivals if own & pure_dims(rival)})
     return extra
-
-
-def copies(maps: Maps, dim: int) -> int:
-    """How many copies of each channel a grown dim holds (the least, where they differ)."""
-    return int(copies_of(maps.dims[dim], maps.store.sizes[dim]).min())

@@ -6,7 +6,6 @@ The expansion itself is :mod:`surgeon.rewriting.weights`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -172,8 +171,3 @@ def _noise(uses: tuple[Use, ...], name: str, recipe: Recipe) -> Noise | None:
             seed = zlib.crc32(f"{recipe.seed}:{name}".encode())
             return None if rule.snr is None else Noise(rule.snr, seed)
     return None
-
-
-def summary(transforms: Mapping[str, Transform]) -> tuple[int, int]:
-    """How many tensors change, of how many."""
-    return sum(t.changes for t in transforms.values()), len(transforms)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,6 @@ class ExactReport:
     tolerance: float
     nodes: int
     divergence: Divergence | None = None
-    values: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def passed(self) -> bool:

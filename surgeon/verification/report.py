@@ -27,7 +27,6 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The proof as JSON values."""
         exact = asdict(self.exact)
-        exact.pop("values")
         return {
             "preserved": self.preserved,
             "static": {"nodes": self.static, "open_obligations": 0},
