@@ -64,7 +64,7 @@ class Anatomy:
     @cached_property
     def coupling(self) -> nx.Graph:
         """What tied which dims: dims as nodes, the op that tied them on the edges."""
-        graph = nx.Graph()
+        graph: nx.Graph[int] = nx.Graph()
         for a, b, node in self.store.ties:
             graph.add_edge(a, b, node=node)
         return graph
