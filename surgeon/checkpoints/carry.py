@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,21 +77,23 @@ def write_surgery(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def write_card(folder: Path, source: str, record: Mapping[str, Any]) -> None:
-    """The model card."""
+    """The model card. It names a hub id as the base model; of a local folder only its name is said."""
+    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
+    base = f"base_model: {json.dumps(source)}\n" if hub else ""
+    name = source if hub else Path(source).resolve().name
     plan, proof = record["plan"], record["proof"]
     fence = "```"
     while fence in record["recipe_text"]:
         fence += "`"
     rows = "\n".join(f"| {d['label']} | {d['size']} | {d['target']} | {d['dims']} |" for d in plan["dims"])
     card = f"""---
-base_model: {json.dumps(source)}
-tags: [surgeon, model-growth]
+{base}tags: [surgeon, model-growth]
 library_name: transformers
 ---
 
-# {folder.name if not folder.name.startswith(".") else source} grown
+# {name}, grown
 
-Grown from `{source}` by surgeon with the recipe `{plan["recipe"]}`: {plan["parameters"]["source"]:,} to
+Grown from `{name}` by surgeon with the recipe `{plan["recipe"]}`: {plan["parameters"]["source"]:,} to
 {plan["parameters"]["target"]:,} parameters, computing the same function.
 
 | dim | from | to | how many |

@@ -88,16 +88,20 @@ def test_a_file_that_may_not_be_read_is_told(
     assert caught.value.code == "S413"
 
 
-@pytest.mark.parametrize("name", ["owner/name", "/tmp/a: b", 'quoted "name"', "two\nlines: here"])
-def test_the_card_has_sound_front_matter_and_the_whole_recipe(name: str, tmp_path: Path) -> None:
-    write_card(tmp_path, name, RECORD)
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("owner/name", "owner/name"), ("/home/me/model", "model"), ("a: b", "a: b"), ("/home/on", "on")],
+)
+def test_the_card_has_sound_front_matter_and_the_whole_recipe(source: str, name: str, tmp_path: Path) -> None:
+    write_card(tmp_path, source, RECORD)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)
-    assert yaml.safe_load(front) == {
-        "base_model": name,
-        "tags": ["surgeon", "model-growth"],
-        "library_name": "transformers",
-    }
+    expected: dict[str, object] = {"tags": ["surgeon", "model-growth"], "library_name": "transformers"}
+    if source == "owner/name":
+        expected["base_model"] = source
+    assert yaml.safe_load(front) == expected
+    assert f"# {name}, grown" in body
+    assert "/home" not in text
     assert "1,000 to\n2,000 parameters" in body
     assert "| ffn | 8 | 16 | 2 |" in body
     assert body.endswith(f"\n````\n{str(RECORD['recipe_text']).strip()}\n````\n")
