@@ -147,6 +147,7 @@ is bound elsewhere. Grow by an integer factor, grow other dims, or untie paramet
     "S410": """The output exists already. Nothing is overwritten without `--force`.""",
     "S411": """There is not enough room on the disk. Nothing was left behind.""",
     "S412": """The output cannot be written there.""",
+    "S413": """A side file of the model (tokenizer, generation config) cannot be read.""",
     # ── S5xx: the proof ──────────────────────────────────────────────────────────────────────
     "S501": """The two graphs, run side by side in float64, differ by more than float64 explains.
 The first node at which they part is named. The output is kept aside in DIR.not-preserved.""",

@@ -123,6 +123,7 @@ def apply(
             raise fail(
                 ModelError, "S209", f"{source.name}: there are no weights to grow, or nowhere to put them"
             )
+        _refuse_source(Path(out), source.folder)
         checkpoint = open_checkpoint(source.folder)
     _refuse_existing(out, force)
     subject = examine(source, program, stage)
@@ -132,6 +133,15 @@ def apply(
         return _apply_module(surgery, where, Path(out) if out else None, force, stage)
     assert out is not None
     return _apply_native(surgery, checkpoint, Path(out), where, _dtype(dtype), force, stage, progress)
+
+
+def _refuse_source(out: Path, folder: Path) -> None:
+    """The source stays untouched, even with --force."""
+    target, source = out.resolve(), folder.resolve()
+    if target == source or target in source.parents:
+        raise fail(
+            CheckpointError, "S410", f"{out} is or holds the source model", help="choose another --out"
+        )
 
 
 def _refuse_existing(out: str | Path | None, force: bool) -> None:
