@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer takes it from
 
 RecipeArg = Annotated[str, typer.Argument(help="A .surgery file, or the name of one in the library.")]
@@ -273,6 +274,8 @@ def main() -> None:
     """Entry point. Exit codes: 0 done and preserved, 1 not preserved, 2 wrong input, 3 anything else."""
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
     except SurgeonError as error:
         typer.echo(str(error), err=True)
         code = error.exit_code

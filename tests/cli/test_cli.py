@@ -115,6 +115,17 @@ def test_an_unexpected_failure_exits_3_without_a_traceback(
     assert "surgeon failed: RuntimeError: boom" in capsys.readouterr().err
 
 
+def test_ctrl_c_is_one_message_and_exit_code_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("surgeon.operations.plan", stopped)
+    assert run(monkeypatch, "plan", "hyperclone", "x") == 3
+    assert "stopped; nothing was left behind" in capsys.readouterr().err
+
+
 def test_fmt_check_and_fmt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
