@@ -20,7 +20,7 @@ from surgeon.axes.maps import Index, Maps, clone_map
 from surgeon.certification.samples import Sample, samples
 from surgeon.errors import ModelError, PlanError
 from surgeon.graph.capture import Captured, capture, op_name
-from surgeon.graph.inference import Anatomy, infer
+from surgeon.graph.inference import infer
 from surgeon.language import builtin_rules
 from surgeon.language.syntax import OpRule, Recipe
 from surgeon.planning.native import NativeGrowth
@@ -33,6 +33,8 @@ RECIPE = Recipe("certify", (), ())
 SCALE = 3.0
 """The factor by which an activation of the grown graph is larger, to try what a rule says of scales."""
 DRAWS = 3
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,18 @@ def certify_op(rule: OpRule, name: str) -> Finding:
     """Try the rule of one op on all samples of the op."""
     if rule.kind is not None and rule.kind.name == "ignore":
         return Finding(name, "untested", "the rule says that no tensor matters")
-    benches = [
-        bench for bench in _benches(samples(rule, name), (*builtin_rules(), rule)) if bench.holds(name)
-    ]
+    chosen = samples(rule, name)
+    if not chosen:
+        return Finding(name, "untested", "there is no sample of it")
+    rules = (*builtin_rules(), rule)
+    glue = aten.div if name.startswith("aten.mul") else aten.mul
+    benches = [bench for bench in _benches(chosen, rules, glue) if bench.nodes_of(name)]
     if not benches:
-        return Finding(name, "untested", "no sample of it reaches a graph")
+        return Finding(name, "untested", "its samples are captured as other ops")
+    if all(bench.nodes_of(name) <= bench.refused for bench in benches):
+        return Finding(
+            name, "wrong", f"the rule fits none of the calls, such as {benches[0].samples[0].label}"
+        )
     needless: list[str] = []
     for bench in benches:
         wrong = bench.try_all()
@@ -85,11 +94,13 @@ def certify_op(rule: OpRule, name: str) -> Finding:
 
 
 class Row(nn.Module):
-    """The calls side by side; each floating result is multiplied by a parameter, which takes up
-    whatever scale the growth gives it."""
+    """The calls side by side; each floating result is multiplied (`glue`) by a parameter, which
+    takes up whatever scale the growth gives it."""
 
-    def __init__(self, several: Sequence[Sample]) -> None:
+    def __init__(self, several: Sequence[Sample], glue: Any) -> None:
         super().__init__()
+        self._glue = glue
+        self._empty: set[tuple[int, int]] = set()  # results without elements: nothing reads them
         self._samples = several
         generator = torch.Generator().manual_seed(3)
         for i, sample in enumerate(several):
@@ -99,7 +110,9 @@ class Row(nn.Module):
                 else:
                     self.register_buffer(f"s{i}_t{j}", tensor.clone())
             for k, out in enumerate(sample.run()):
-                if out.is_floating_point():
+                if not out.numel():
+                    self._empty.add((i, k))
+                elif out.is_floating_point():
                     gain = torch.randn(out.shape, generator=generator, dtype=out.dtype)
                     self.register_parameter(f"s{i}_q{k}", nn.Parameter(gain))
 
@@ -108,24 +121,27 @@ class Row(nn.Module):
         for i, sample in enumerate(self._samples):
             tensors = [getattr(self, f"s{i}_t{j}") for j in range(len(sample.tensors))]
             for k, out in enumerate(sample.run(tensors)):
-                results.append(out * getattr(self, f"s{i}_q{k}") if out.is_floating_point() else out)
+                if (i, k) in self._empty:
+                    continue
+                gain = getattr(self, f"s{i}_q{k}", None)
+                results.append(out if gain is None else self._glue(out, gain))
         return tuple(results)
 
 
-def _benches(several: Sequence[Sample], rules: tuple[OpRule, ...]) -> Iterator[Bench]:
-    """The samples captured together; where that fails, in halves."""
-    if not several:
-        return
-    row = Row(several)
+def _benches(several: Sequence[Sample], rules: tuple[OpRule, ...], glue: Any) -> Iterator[Bench]:
+    """The samples captured together; where that fails, or one of them breaks the plan of all, in halves."""
+    bench = None
     try:
-        captured = capture(row)
+        row = Row(several, glue)
+        bench = Bench(several, row, capture(row), rules)
     except ModelError:
-        if len(several) > 1:
-            middle = len(several) // 2
-            yield from _benches(several[:middle], rules)
-            yield from _benches(several[middle:], rules)
-        return
-    yield Bench(several, row, captured, rules)
+        pass
+    if bench is not None and (bench.broken is None or len(several) == 1):
+        yield bench
+    elif len(several) > 1:
+        middle = len(several) // 2
+        yield from _benches(several[:middle], rules, glue)
+        yield from _benches(several[middle:], rules, glue)
 
 
 class Bench:
@@ -137,20 +153,26 @@ class Bench:
         self.samples = several
         self.state = {name: value.detach() for name, value in row.state_dict().items()}
         self.captured = captured
-        self.rules = rules
         self.accepted = 0
         self.grew: set[int] = set()  # dims of which a growth was accepted
+        self.refused: frozenset[str] = frozenset()  # nodes that the rule does not fit
+        self.broken: str | None = None  # why nothing can be tried
+        try:
+            self.anatomy = infer(captured, rules)
+        except Exception as error:
+            self.broken = f"{several[0].label}: the rule cannot be applied: {_told(error)}"
+            return
+        self.refused = self.anatomy.refused
+        self.broken = self._try([Growth(0, "nothing")])
 
-    def holds(self, name: str) -> bool:
-        """Whether the graph has the op of this name."""
-        return any(f"{op_name(n)}.".startswith(f"{name}.") for n in self.captured.nodes)
+    def nodes_of(self, name: str) -> set[str]:
+        """The nodes of the op of this name."""
+        return {n.name for n in self.captured.nodes if f"{op_name(n)}.".startswith(f"{name}.")}
 
     def try_all(self) -> str | None:
         """Grow every axis and scale every activation; what went wrong first, or None."""
-        try:
-            self.anatomy = infer(self.captured, self.rules)
-        except Exception as error:
-            return f"the rule cannot be applied: {type(error).__name__}: {error}"
+        if self.broken is not None:
+            return self.broken
         rounds: dict[tuple[str, int], list[Growth]] = {}
         for i in range(len(self.samples)):
             counts: dict[str, int] = {}
@@ -173,7 +195,7 @@ class Bench:
         store = self.anatomy.store
         names = self._names(sample)
         leaves = [d for n in names for axis in self.anatomy.parameter_axes(n) for d in store.leaves(axis)]
-        free = [d for d in dict.fromkeys(leaves) if not store.pins_of(d)]
+        free = [d for d in dict.fromkeys(leaves) if store.sizes[d] and not store.pins_of(d)]
         for dim in free:
             for words, index in _maps(store.sizes[dim]):
                 yield Growth(sample, words, {dim: index})
@@ -204,8 +226,7 @@ class Bench:
                 return None
             wrong = "refused"
         except Exception as error:
-            first = (str(error).splitlines() or [""])[0]
-            wrong = f"{type(error).__name__}: {first[:200]}"
+            wrong = _told(error)
         if wrong is None:
             self.accepted += len(group)
             self.grew.update(dims)
@@ -218,11 +239,11 @@ class Bench:
     def _words(self, growth: Growth, wrong: str) -> str:
         store, sample = self.anatomy.store, self.samples[growth.sample]
         grown = [
-            f"{self._readable(store.labels[d])} of size {store.sizes[d]} by the map {index.tolist()}"
+            f"{self._readable(store.labels[d])} of size {store.sizes[d]} by {index.tolist()}"
             for d, index in growth.dims.items()
         ]
         grown += [f"{self._readable(n)} times {factor:g}" for n, factor in growth.scales.items()]
-        return f"{sample.label}: grown {', '.join(grown)}: {wrong}"
+        return f"{sample.label}: {', '.join(grown) or 'nothing'} grown: {wrong}"
 
     def _readable(self, label: str) -> str:
         """``s0_t1[2]`` as ``tensor 1 axis 2``."""
@@ -246,6 +267,11 @@ class Bench:
                             "is the copies of the op"
                         )
         return found
+
+
+def _told(error: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _maps(size: int) -> Iterator[tuple[str, Index]]:

@@ -52,14 +52,17 @@ def _redraw(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def samples(rule: OpRule, name: str) -> list[Sample]:
-    """The samples of the op `name` under `rule`: those that the op itself accepts."""
+    """The samples of the op `name` under `rule`: those that the op itself accepts. Which tensors are
+    parameters is varied throughout for ops that multiply, and once for the others."""
     generator = torch.Generator().manual_seed(0)
     found: list[Sample] = []
+    multiplies = rule.signature is not None or (rule.kind and rule.kind.name in ("einsum", "convolution"))
     for function, specs in _cases(rule, name):
         tensors = tuple(s if isinstance(s, Tensor) else torch.randn(s, generator=generator) for s in specs)
         sample = _valid(Sample(name, function, tensors))
         if sample is not None:
-            found.extend(_placed(sample))
+            placed = list(_placed(sample))
+            found.extend(placed if multiplies or not found else placed[:1])
     return found
 
 
@@ -125,9 +128,8 @@ def _by_signature(rule: OpRule, op: Any) -> Iterator[Case]:
     sizes = dict(zip(names, itertools.cycle(SIZES), strict=False))
     dotted = any(a.axes is not None and a.axes.ellipsis is not None for a in signature.args)
     optional = any(a.optional for a in signature.args)
-    for rest, present in itertools.product(
-        ((2,), (5, 2)) if dotted else ((),), (True, False) if optional else (True,)
-    ):
+    leading: list[tuple[int, ...]] = [(2,), (5, 2)] if dotted else [()]
+    for rest, present in itertools.product(leading, (True, False) if optional else (True,)):
         shapes: list[tuple[int, ...]] = []
         where: dict[int, int] = {}
         for position, pattern in enumerate(signature.args):
@@ -167,6 +169,9 @@ def _truth(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=generator) < 0.5
 
 
+_DRAWS = (_float, _truth, _whole)
+
+
 def _bound(op: Any, where: dict[int, int], sizes: tuple[int, ...]) -> Callable[..., Any]:
     """`op` with the tensors at the positions `where`, and what else it requires made up."""
 
@@ -176,18 +181,20 @@ def _bound(op: Any, where: dict[int, int], sizes: tuple[int, ...]) -> Callable[.
             if position in where:
                 args[argument.name] = tensors[where[position]]
             elif not argument.has_default_value():
-                args[argument.name] = _made_up(str(argument.type), sizes)
+                args[argument.name] = _made_up(argument, sizes)
         return op(**args)
 
     return function
 
 
-def _made_up(type_name: str, sizes: tuple[int, ...]) -> Any:
+def _made_up(argument: Any, sizes: tuple[int, ...]) -> Any:
     """A value for a required argument that is no tensor of the rule's."""
-    if type_name.startswith("Optional"):
+    kind = str(argument.type)
+    if kind.startswith("Optional"):
         return None
-    known = {"bool": False, "float": 0.001, "List[int]": list(sizes), "List[SymInt]": list(sizes)}
-    return known.get(type_name, 1.5 if type_name == "number" else 1)
+    whole = -1 if argument.name.startswith("dim") else 1
+    known = {"bool": False, "float": 0.001, "number": 1.5, "List[int]": list(sizes) or [whole]}
+    return known.get(kind, whole)
 
 
 # ── from a schema ────────────────────────────────────────────────────────────────────────
@@ -197,9 +204,9 @@ def _by_schema(op: Any) -> Iterator[Case]:
     """Every tensor of the op's schema, broadcast several ways; numbers absent and present."""
     arguments = op._schema.arguments
     where = [i for i, a in enumerate(arguments) if str(a.type) == "Tensor"]
-    if not where:
+    if not where or str(op._schema.returns[0].type) != "Tensor":
         return
-    laid = {
+    laid: dict[int, list[tuple[tuple[int, ...], ...]]] = {
         1: [((3, 4),), ((2, 3, 5),)],
         2: [((3, 4), (3, 4)), ((2, 3, 4), (4,)), ((3, 1), (3, 4)), ((3, 4), ())],
         3: [((3, 4), (3, 4), (3, 4)), ((3, 1), (3, 4), (4,)), ((3, 4), (2, 1, 4), ())],
@@ -208,11 +215,11 @@ def _by_schema(op: Any) -> Iterator[Case]:
     numbers = [a.name for a in arguments if "number" in str(a.type)]
     settings: list[dict[str, Any]] = [{}]
     if numbers:
-        settings = [dict(zip(numbers, (0.7, 1.5, 2.5), strict=False))]
-        if len(numbers) == 1:
-            settings.append({numbers[0]: 2})
+        settings = [dict(zip(numbers, (0.7, 1.5, 2.5), strict=False)), {numbers[0]: 2}]
     for shapes, given in itertools.product(laid.get(len(where), []), settings):
-        for draws in itertools.product((_float, _truth, _whole), repeat=len(where)):
+        if given != settings[0] and shapes is not laid[len(where)][0]:
+            continue
+        for draws in itertools.product(_DRAWS, repeat=len(where)):
             specs = tuple(draw(shape, generator) for draw, shape in zip(draws, shapes, strict=True))
             function = _with_numbers(op, where, given)
             if _valid(Sample("", function, specs)) is not None:
@@ -227,7 +234,7 @@ def _with_numbers(op: Any, where: list[int], given: dict[str, Any]) -> Callable[
             if position in where:
                 args[argument.name] = tensors[where.index(position)]
             elif not argument.has_default_value() and argument.name not in args:
-                args[argument.name] = _made_up(str(argument.type), ())
+                args[argument.name] = _made_up(argument, ())
         return op(**args)
 
     return function
@@ -245,7 +252,7 @@ def _calls(op: Any, *choices: tuple[tuple[int, ...], tuple[Any, ...]]) -> list[C
 
 def _softmax(op: Any) -> Iterable[Case]:
     for dim in (-1, 1):
-        last = (False,) if "_softmax" in str(op) and "safe" not in str(op) else ()
+        last = (False,) if str(op).split(".")[1] in ("_softmax", "_log_softmax") else ()
         yield from _calls(op, ((2, 3, 4), (dim, *last)))
 
 
@@ -271,7 +278,8 @@ def _convolution(transposed: bool, spatial: int) -> list[Case]:
     packet = getattr(aten, names[0 if transposed else 1].format(spatial))
     op = packet.input if transposed and spatial > 1 else packet.default
     cases: list[Case] = []
-    for groups, bias in ((1, True), (1, False), (2, True), (6, False)):
+    choices = [(1, True), (2, True), (1, False), (6, False)]
+    for groups, bias in choices if spatial == 2 else choices[:2]:
         channels, out = 6, 4 if groups < 6 else 6
         weight = (channels, out // groups) if transposed else (out, channels // groups)
         shapes: tuple[Spec, ...] = ((2, channels, *(5,) * spatial), (*weight, *(2,) * spatial))
