@@ -118,6 +118,7 @@ Growing fails closed: an op whose axes do not fit its rule stops every dim that 
     "S307": """An op's rule says that the dim is frozen (a vocabulary is).""",
     "S308": """An op without a rule reads the dim.
 Nothing is guessed. Write the rule in a .surgery file and `use` it from the recipe; docs/extend.md shows how.
+`surgeon check --rules FILE` tries it on the real op.
 """,
     "S310": """The target size is no whole number, or smaller than the source's.""",
     "S311": """A growth names a dim, field, parameter or axis that the model does not have.
@@ -133,6 +134,7 @@ Two axes that are one dim would grow differently, or an axis of size one would g
     "S322": """A number inside the grown class differs where no scale can make up for it.
 ALiBi slopes are such numbers: they depend on the count of heads, so heads cannot grow; hidden can.""",
     "S323": """A buffer of the grown class holds other values than the source's.""",
+    "S324": """A split into equal pieces whose pieces would grow to different sizes.""",
     "S330": """No scale of any parameter keeps the function.
 Copies multiply a sum, or a constant of the class changed, and every parameter that could take the factor
 is bound elsewhere. Grow by an integer factor, grow other dims, or untie parameters.""",

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgeon.errors import EXIT_INTERNAL, EXIT_NOT_PRESERVED, EXIT_USER, SurgeonError
+from surgeon.errors import (
+    EXIT_INTERNAL,
+    EXIT_NOT_PRESERVED,
+    EXIT_USER,
+    CheckpointError,
+    SurgeonError,
+    fail,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,12 +40,15 @@ RecipeArg = Annotated[str, typer.Argument(help="A .surgery file, or the name of 
 ModelArg = Annotated[
     str, typer.Argument(help="A model folder or hub id, a config.json, or package.module:factory.")
 ]
-Settings = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="A value for the recipe.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A value for the recipe.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result here, as JSON.")]
 
 
-def _settings(pairs: list[str]) -> dict[str, str]:
+def _settings(given: list[str] | None) -> dict[str, str]:
+    pairs = given or []
     for pair in pairs:
         if "=" not in pair:
             raise typer.BadParameter(f"{pair!r} is not of the form NAME=VALUE", param_hint="--set")
@@ -78,7 +88,7 @@ def apply(
     recipe: RecipeArg,
     model: ModelArg,
     out: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist.")],
-    set_: Settings = [],  # noqa: B006  (typer reads the default)
+    set_: Settings = None,
     device: Device = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the source's own.")] = None,
     json_file: JsonFile = None,
@@ -128,12 +138,16 @@ def _run_apply(
 
 
 def _write_json(file: Path | None, content: dict[str, Any]) -> None:
-    if file is not None:
+    if file is None:
+        return
+    try:
         file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise fail(CheckpointError, "S412", f"cannot write {file}: {error.strerror}") from error
 
 
 @app.command()
-def plan(recipe: RecipeArg, model: ModelArg, set_: Settings = [], json_file: JsonFile = None) -> None:  # noqa: B006
+def plan(recipe: RecipeArg, model: ModelArg, set_: Settings = None, json_file: JsonFile = None) -> None:
     """Show what RECIPE would change in MODEL: dims, parameters, config, scales. Reads no weights."""
     settings, console = _settings(set_), _console()
     with _stages(console) as stage:
@@ -182,8 +196,9 @@ def verify(
 @app.command()
 def check(
     files: Annotated[list[Path], typer.Argument(help=".surgery files.")],
+    rules: Annotated[bool, typer.Option("--rules", help="Also try op rules on the real ops.")] = False,
 ) -> None:
-    """Parse and check .surgery files."""
+    """Parse and check .surgery files; with --rules, try their op rules on the real ops."""
     from surgeon.language import check as check_file
 
     bad = 0
@@ -196,6 +211,20 @@ def check(
             typer.echo(f"{file}: sound")
     if bad:
         raise typer.Exit(EXIT_USER)
+    if rules and not _certified(files):
+        raise typer.Exit(EXIT_NOT_PRESERVED)
+
+
+def _certified(files: list[Path]) -> bool:
+    """Print what the real ops say of the files' rules; whether none is wrong."""
+    from surgeon.certification import certify
+    from surgeon.language import load
+
+    _quiet_libraries()
+    findings = [finding for file in files for finding in certify(load(file).rules)]
+    for finding in findings:
+        typer.echo(f"{finding.verdict:9} {finding.op}: {finding.detail}")
+    return all(finding.verdict != "wrong" for finding in findings)
 
 
 @app.command()

@@ -20,20 +20,18 @@ from surgeon.errors import CheckpointError, LanguageError, ModelError, NotPreser
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
 from surgeon.language.syntax import Program, Recipe
-from surgeon.models.native import disk_names, real_inputs
+from surgeon.models.native import disk_names, real_inputs, reason
 from surgeon.models.source import ModuleSource, Source, TransformersSource, from_factory_value, open_source
 from surgeon.planning.native import compare
 from surgeon.planning.plan import Plan, plan_growth
 from surgeon.rewriting.graph import GrownModule, export, rewrite
 from surgeon.rewriting.weights import expand
-from surgeon.subject import Stage, Subject, Surgery, examine, plan_surgery
-from surgeon.verification.coexecution import coexecute
+from surgeon.subject import Stage, Subject, Surgery, examine, plan_surgery, quiet
+from surgeon.verification.coexecution import ExactReport, coexecute
 from surgeon.verification.native import WIDER, compare_stock
 from surgeon.verification.native import load as load_stock
 from surgeon.verification.report import Report
 from surgeon.verification.trainability import backward, gradient_asymmetry
-
-QUIET: Stage = lambda _: None  # noqa: E731  (a name for the default of many parameters)
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def _read(recipe: str | Path, settings: Mapping[str, str] | None, name: str | No
     return program, program.recipes[-1]
 
 
-def dims(model: Any, example_inputs: tuple[Any, ...] | None = None, stage: Stage = QUIET) -> Anatomy:
+def dims(model: Any, example_inputs: tuple[Any, ...] | None = None, stage: Stage = quiet) -> Anatomy:
     """The anatomy of a model: its dims, the axes they tie, and what pins them. Reads no weights."""
     return examine(_source(model, example_inputs), None, stage).anatomy
 
@@ -82,7 +80,7 @@ def plan(
     model: Any,
     example_inputs: tuple[Any, ...] | None = None,
     settings: Mapping[str, str] | None = None,
-    stage: Stage = QUIET,
+    stage: Stage = quiet,
 ) -> Plan:
     """What `recipe` would change in `model`. Reads no weights. Raises SurgeonError."""
     program, chosen = _read(recipe, settings, None)
@@ -101,7 +99,7 @@ def apply(
     dtype: str | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
-    stage: Stage = QUIET,
+    stage: Stage = quiet,
     progress: Callable[[int, int], None] = lambda done, total: None,
     planned: Callable[[Plan], None] = lambda plan: None,
 ) -> Result:
@@ -353,14 +351,27 @@ def _apply_module(
     inputs = dict(zip(plan.anatomy.captured.inputs, (*source.args, *source.kwargs.values()), strict=True))
     exact = coexecute(plan, lambda name: state[name].detach(), inputs, device=device)
     moved = {k: _on(v, device) for k, v in inputs.items()}
-    gradients = backward(module, moved, plan)
-    report = Report(len(plan.anatomy.calls), exact, None, tuple(gradient_asymmetry(plan, gradients)))
+    report = Report(len(plan.anatomy.calls), exact, None, None, "the exact check failed")
+    if exact.passed:
+        report = _with_trainability(plan, module, moved, exact)
     if out is not None:
         stage("writing")
         _write_module(surgery, report, module, out, force, tuple(moved.values()))
     if not report.preserved:
         raise _not_preserved(report, None)
     return Result(plan, report, module, out)
+
+
+def _with_trainability(
+    plan: Plan, module: GrownModule, inputs: Mapping[str, Any], exact: ExactReport
+) -> Report:
+    """The report of a plain module; an op of the user's own need not have a backward."""
+    static = len(plan.anatomy.calls)
+    try:
+        gradients = backward(module, inputs, plan)
+    except (RuntimeError, UserWarning) as error:
+        return Report(static, exact, None, None, f"the backward pass failed: {reason(error)}")
+    return Report(static, exact, None, tuple(gradient_asymmetry(plan, gradients)))
 
 
 def _write_module(
@@ -371,7 +382,7 @@ def _write_module(
     specs = [Spec(n, tuple(t.shape), t.dtype) for n, t in sorted(kept.items())]
     with staging(out, force, 2 * sum(spec.bytes for spec in specs)) as folder:
         write_checkpoint(folder, specs, lambda name: kept[name])
-        torch.export.save(export(module, args, {}), folder / "model.pt2")
+        torch.export.save(export(module, args), folder / "model.pt2")
         write_surgery(folder, _record(surgery, report, surgery.subject.source.name))
         if not report.preserved:
             raise _not_preserved(report, set_aside(folder, out))
@@ -380,7 +391,7 @@ def _write_module(
 # ── two given models ─────────────────────────────────────────────────────────────────────
 
 
-def verify(source: Any, target: Any, *, device: str = "auto", stage: Stage = QUIET) -> Report:
+def verify(source: Any, target: Any, *, device: str = "auto", stage: Stage = quiet) -> Report:
     """Whether `target` computes the function of `source`: two transformers folders.
 
     The growth is read off the two configs; a weight that breaks it is located at the first node that

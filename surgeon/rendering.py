@@ -117,6 +117,8 @@ def show_report(console: Console, report: Report) -> None:
         if n.greedy is not None:
             extra.append("greedy text equal" if n.greedy else "greedy text differs")
         table.add_row(f"stock, {n.dtype}", f"{n.relative:.1e}", f"{n.tolerance:.1e}", ", ".join(extra))
+    if report.untrained is not None:
+        table.add_row("trainable", "", "", f"not run: {report.untrained}")
     if report.trainability:
         least = min(report.trainability, key=lambda a: a.asymmetry)
         note = f"copies' gradients differ by {least.asymmetry:.0%} or more"

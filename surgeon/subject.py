@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from surgeon.errors import SurgeonError
-from surgeon.graph.capture import capture
+from surgeon.graph.capture import capture, dynamic_batch
 from surgeon.graph.inference import Anatomy, infer
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, Program, Recipe
@@ -22,6 +21,10 @@ from surgeon.planning.native import companions, compare
 from surgeon.planning.plan import Plan, plan_growth
 
 Stage = Callable[[str], None]
+
+
+def quiet(_: str) -> None:
+    """The stage that tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Surgery:
     grown_buffers: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
-def examine(source: Source, program: Program | None = None, stage: Stage = lambda _: None) -> Subject:
+def examine(source: Source, program: Program | None = None, stage: Stage = quiet) -> Subject:
     """Capture a model and infer its dims. Raises ModelError S210, S211, S220."""
     rules = (*builtin_rules(), *(program.rules if program else ()))
     stage("tracing the model")
@@ -58,27 +61,12 @@ def examine(source: Source, program: Program | None = None, stage: Stage = lambd
     else:
         module = source.module
         buffers = {name: b.detach() for name, b in module.named_buffers()}
-        captured = capture(module, source.args, source.kwargs, _dynamic_batch(source.args, source.kwargs))
+        captured = capture(module, source.args, source.kwargs, dynamic_batch(source.args, source.kwargs))
     stage("inferring dims")
     return Subject(source, module, infer(captured, rules), buffers)
 
 
-def _dynamic_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first axis of every tensor input symbolic, where they agree on its size."""
-    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim]
-    if len({t.shape[0] for t in tensors}) != 1 or tensors[0].shape[0] < 2:
-        return None
-    batch = torch.export.Dim("batch", min=2, max=4096)
-
-    def shape(a: Any) -> Any:
-        return {0: batch} if isinstance(a, Tensor) and a.ndim else None
-
-    return tuple(shape(a) for a in args) + tuple(shape(a) for a in kwargs.values())
-
-
-def plan_surgery(
-    subject: Subject, recipe: Recipe, program: Program, stage: Stage = lambda _: None
-) -> Surgery:
+def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = quiet) -> Surgery:
     """Plan a growth. Raises PlanError S3xx, ModelError S220."""
     if not isinstance(subject.source, TransformersSource):
         stage("planning")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.axes.maps import Index, Maps, clone_map
-from surgeon.certification.samples import Sample, samples
+from surgeon.certification.samples import REFUSALS, Sample, samples
 from surgeon.errors import ModelError, PlanError
 from surgeon.graph.capture import Captured, capture, op_name
 from surgeon.graph.inference import infer
@@ -307,7 +307,7 @@ def _equivariant(sample: Sample, chosen: set[tuple[int, int]], size: int) -> boo
             wide[j] = wide[j].index_select(a, index)
         try:
             small, large = sample.run(tensors), sample.run(wide)
-        except Exception:
+        except REFUSALS:
             return False
         if len(small) != len(large) or not all(map(_copied, small, large, [index] * len(small))):
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import io
 import json
 import os
 import shutil
@@ -212,7 +213,7 @@ def _write_file(
             progress(spec.bytes)
 
 
-def _write_tensor(stream: object, tensor: Tensor) -> None:
+def _write_tensor(stream: io.RawIOBase, tensor: Tensor) -> None:
     tensor = tensor.detach().cpu().contiguous()
     size = tensor.numel() * tensor.element_size()
     if not size:
@@ -220,4 +221,4 @@ def _write_tensor(stream: object, tensor: Tensor) -> None:
     view = memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
     written = 0
     while written < size:
-        written += stream.write(view[written:])  # type: ignore[attr-defined]
+        written += stream.write(view[written:]) or 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from surgeon.errors import ModelError, fail
 
@@ -70,6 +70,19 @@ def capture(
     except Exception as error:
         raise _refusal(module, error) from error
     return describe(program, module)
+
+
+def dynamic_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first axis of every tensor input symbolic, where they agree on its size."""
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim]
+    if len({t.shape[0] for t in tensors}) != 1 or tensors[0].shape[0] < 2:
+        return None
+    batch = torch.export.Dim("batch", min=2, max=4096)
+
+    def shape(a: Any) -> Any:
+        return {0: batch} if isinstance(a, Tensor) and a.ndim else None
+
+    return tuple(shape(a) for a in args) + tuple(shape(a) for a in kwargs.values())
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Any:
@@ -130,9 +143,7 @@ def describe(program: torch.export.ExportedProgram, module: nn.Module) -> Captur
 def _shapes(value: Any, symbols: dict[Any, int]) -> tuple[tuple[int, ...] | None, ...]:
     """The shapes of a node's value or values, symbolic sizes replaced by distinct primes."""
     values = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(
-        tuple(_size(s, symbols) for s in v.shape) if isinstance(v, torch.Tensor) else None for v in values
-    )
+    return tuple(tuple(_size(s, symbols) for s in v.shape) if isinstance(v, Tensor) else None for v in values)
 
 
 def _size(size: Any, symbols: dict[Any, int]) -> int:

@@ -240,5 +240,12 @@ def _regrouped(
 
 
 def is_float(node: fx.Node) -> bool:
+    """Whether a node's value is one floating tensor."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def is_whole(node: fx.Node) -> bool:
+    """Whether a node's value is one tensor of whole numbers or truth values."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and not value.is_floating_point() and not value.is_complex()

@@ -250,6 +250,10 @@ def einsum_names(call: Call) -> tuple[list[list[str]], list[str]]:
 
 def einsum(call: Call, store: Store) -> Outputs:
     operands, result = einsum_names(call)
+    for names, tensor in zip(operands, call.args[1], strict=True):
+        if len(set(names)) < len(names):
+            leaves = [d for axis in call.axes(tensor) for d in store.leaves(axis)]
+            raise AxisConflict("a letter stands twice in one operand", leaves)
     bound: dict[str, Axis] = {}
     for names, tensor in zip(operands, call.args[1], strict=True):
         for name, axis in zip(names, call.axes(tensor), strict=True):
@@ -334,8 +338,9 @@ def index(call: Call, store: Store) -> Outputs:
         for i in where
     )
     if not contiguous or boolean:
-        for axis in axes:
-            store.pin(axis, "S306", "it is read by position")
+        for _, value in call.tensors():
+            for axis in value.axes:
+                store.pin(axis, "S306", "it is read by position")
         return pinned_axes(store, call, "S306", "it comes from reading by position")
     for i in where:
         store.pin(axes[i], "S306", "it is read by position")
@@ -344,11 +349,17 @@ def index(call: Call, store: Store) -> Outputs:
 
 
 def uniform(call: Call, store: Store) -> Outputs:
-    """The same number everywhere: any map of its axes is right."""
+    """The same number everywhere: any map of its axes is right. Shaped like another tensor, it has
+    that one's axes."""
+    if call.args and call.value(call.args[0]) is not None and "size" not in call.names:
+        return [call.axes(call.args[0])]
     return [fresh_axes(store, shape or (), call.node.name) for shape in call.shapes]
 
 
 def made(call: Call, store: Store) -> Outputs:
+    for _, value in call.tensors():
+        for axis in value.axes:
+            store.pin(axis, "S301", "something is made from it inside the graph")
     return pinned_axes(store, call, "S301", "it is made inside the graph")
 
 

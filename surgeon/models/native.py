@@ -103,6 +103,7 @@ def parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
         register(self, name, parameter)
 
+    # The one seam through which every parameter passes, whatever builds it.
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
         yield
@@ -136,22 +137,22 @@ def _construct(config: Any, model_class: Any) -> nn.Module:
         return model_class._from_config(config, attn_implementation="eager")
 
 
-def disk_names(module: nn.Module, on_disk: Iterable[str]) -> dict[str, str]:
+def disk_names(module: Any, on_disk: Iterable[str]) -> dict[str, str]:
     """Module name to disk name, by the renamings that stock transformers applies when it loads.
 
     Raises ModelError S221 for tensors that the class stores in another layout than it holds them in.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-    conversions = get_model_conversion_mapping(module)  # type: ignore[arg-type]
+    conversions = get_model_conversion_mapping(module)
     renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
-    converters = [c for c in conversions if not isinstance(c, WeightRenaming)]
+    converters = [c for c in conversions if isinstance(c, WeightConverter)]
     state = module.state_dict()
     prefix = getattr(module, "base_model_prefix", None)
     names = {}
     for disk in on_disk:
-        name, converted = rename_source_key(disk, renamings, converters, prefix, state)  # type: ignore[arg-type]
+        name, converted = rename_source_key(disk, renamings, converters, prefix, state)
         if converted is not None:
             raise fail(
                 ModelError,

@@ -12,7 +12,7 @@ from torch import fx
 from surgeon.axes.maps import NEW, Maps
 from surgeon.axes.store import Axis
 from surgeon.graph.calls import Call
-from surgeon.graph.inference import Anatomy, is_float
+from surgeon.graph.inference import Anatomy, is_float, is_whole
 from surgeon.graph.kinds import permutation, reduced, split_sizes
 from surgeon.planning.cells import Drift
 from surgeon.planning.products import Products
@@ -43,6 +43,8 @@ class Equations(Products):
                 self.cells[node.name] = [self.parameters[parameter]]
             else:
                 self.cells[node.name] = self._call(self.anatomy.calls[node.name])
+                if is_whole(node):
+                    self.exact(self.of(node), node.name, "whole numbers take no scale")
         return self
 
     # ── leaves ──────────────────────────────────────────────────────────────────────────
@@ -102,7 +104,8 @@ class Equations(Products):
         if values[0] is None:
             return [None]
         source, which = node.args
-        return [self.cells[source.name][which]]  # type: ignore[union-attr, index]
+        assert isinstance(source, fx.Node) and isinstance(which, int)
+        return [self.cells[source.name][which]]
 
     def _outputs(self, node: fx.Node) -> None:
         for source in node.all_input_nodes:
@@ -146,7 +149,8 @@ class Equations(Products):
             return total
         if flag == "select":
             branches = [c for (i, a), c in zip(tensors, cells, strict=True) if is_float(a)]
-            total = self.equal_all([np.broadcast_to(b, out) for b in branches], name, "a choice mixes scales")
+            spread = [np.broadcast_to(b, out) for b in branches]
+            total = self.equal_all(spread or [zeros(out)], name, "a choice mixes scales")
             numbers = [a for a in call.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
             if any(n != 0 and math.isfinite(n) for n in numbers):
                 self.exact(total, name, "a constant replaces some of it")
@@ -297,7 +301,12 @@ class Equations(Products):
         outputs = self.anatomy.values[call.node.name]
         return [None if v is None else zeros(self.shape(v.axes)) for v in outputs]
 
-    _made = _ignore = _uniform
+    _ignore = _uniform
+
+    def _made(self, call: Call) -> list[Cells | None]:
+        for node, _ in call.tensors():
+            self.exact(self.of(node), call.node.name, "something is made from it")
+        return self._uniform(call)
 
 
 def solve_scales(

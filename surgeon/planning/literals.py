@@ -13,6 +13,7 @@ from torch import fx
 
 from surgeon.axes.maps import Maps
 from surgeon.axes.store import Axis
+from surgeon.errors import PlanError, fail
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.kinds import convolution_parts, split_sizes
@@ -70,6 +71,10 @@ def _slice(call: Call, maps: Maps) -> dict[str, Any]:
     axis = axes[call.axis_arg(call.arg("dim", 0), len(axes))]
     if not maps.grows(axis):
         return {}
+    if call.arg("step", 1) != 1:  # it starts in the first stride and runs to the end
+        stop = call.arg("end")
+        past = isinstance(stop, int) and stop != sys.maxsize and stop > 0
+        return {"end": maps.target_size(axis)} if past else {}
     return {
         name: _bound(given, axis, maps)
         for name in ("start", "end")
@@ -94,5 +99,13 @@ def _split(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
         if isinstance(given, (list, tuple)):
             return {name: grown}
         if isinstance(given, int):
+            if any(size != grown[0] for size in grown[:-1]) or grown[-1] > grown[0]:
+                raise fail(
+                    PlanError,
+                    "S324",
+                    "the pieces of a split into equal sizes would grow apart",
+                    notes=(anatomy.where(call.node.name),),
+                    help="grow them alike, or split into a list of sizes",
+                )
             return {name: grown[0]}
     return {}

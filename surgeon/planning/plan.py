@@ -145,12 +145,14 @@ def _refuse_conflicts(anatomy: Anatomy, equations: Equations) -> None:
         return
     first = conflicts[0]
     off = "" if math.isnan(first.factor) else f", off by a factor of {first.factor:.4g}"
+    places = list(dict.fromkeys(anatomy.where(c.node) for c in conflicts))
+    more = [f"and {len(places) - 3} more places"] if len(places) > 3 else []
     raise PlanError(
         Diagnostic(
             "S330",
             f"no scale of any parameter keeps the function: {first.reason}{off}",
-            notes=tuple(f"{c.reason}: {anatomy.where(c.node)}" for c in conflicts[:4]),
-            help="grow other dims, by an integer factor, or untie the parameters involved",
+            notes=(*places[:3], *more),
+            help="grow by an integer factor, grow other dims, or untie the parameters involved",
         )
     )
 

@@ -85,6 +85,7 @@ class Products(Cellwise):
                 for axis_name in role.axes:
                     self._uniform_over(axes_by_name[axis_name], name)
         multiplied = [term for argument, term in terms.items() if argument not in apart]
+        summed = signatures.summed(call)
         outputs: list[Cells | None] = []
         for number, (pattern, value) in enumerate(
             zip(rule.signature.outputs, self.anatomy.values[name], strict=False)
@@ -97,9 +98,13 @@ class Products(Cellwise):
             kept = list(pattern.names)
             if pattern.ellipsis is not None:
                 kept[pattern.ellipsis : pattern.ellipsis] = [f"...{b}" for b in range(extra, 0, -1)]
-            cells = np.broadcast_to(self.product(multiplied, kept, name), shape)
-            if "bias" in terms:
-                bias = terms["bias"]
+            # An output that lacks an axis which another has does not depend on what multiplies that one.
+            here = [
+                t for t in multiplied if all(la in kept or la in summed or la[0] in "_." for la in t.labels)
+            ]
+            cells = np.broadcast_to(self.product(here, kept, name), shape)
+            bias = terms.get("bias")
+            if bias is not None and set(bias.labels) <= set(kept):
                 labels = [label for label in kept if label in bias.labels]
                 laid = self.product([bias], labels, name)
                 spread = laid.reshape([laid.shape[labels.index(k)] if k in labels else 1 for k in kept])

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from torch import fx
+
 from surgeon.errors import PlanError, fail
 from surgeon.graph import signatures
 from surgeon.graph.calls import Call, Value
@@ -41,7 +43,7 @@ class Roles:
         return bool(value.origin.axes[axis] & self.shared.get(value.origin.parameter, frozenset()))
 
 
-def summed_axes(call: Call) -> Iterator[tuple[int, object, int]]:
+def summed_axes(call: Call) -> Iterator[tuple[int, fx.Node, int]]:
     """Argument position, tensor node and axis index for every axis that `call` sums over, of
     arguments that multiply."""
     kind = call.rule.kind.name if call.rule.kind else ""
@@ -57,8 +59,10 @@ def summed_axes(call: Call) -> Iterator[tuple[int, object, int]]:
             for axis, letter in enumerate(letters):
                 if letter not in result:
                     yield position, node, axis
-    elif kind == "convolution":
-        yield 1, call.args[1], 0 if is_transposed(call) else 1
+    elif kind == "convolution" and not is_transposed(call):
+        yield 1, call.args[1], 1
+    elif kind == "convolution" and call.arg("groups", 1) == 1:
+        yield 1, call.args[1], 0  # with groups, this axis holds them too, and they are not summed
 
 
 def module_of(call: Call) -> str:
@@ -127,8 +131,7 @@ def _parameter_sums(call: Call) -> dict[str, tuple[int, set[int]]]:
     for position, node, axis in summed_axes(call):
         value = call.value(node)
         if value is not None and value.origin is not None:
-            name = node.name  # type: ignore[attr-defined]
-            found.setdefault(name, (position, set()))[1].add(axis)
+            found.setdefault(node.name, (position, set()))[1].add(axis)
     last = max((position for position, _ in found.values()), default=0)
     return {name: entry for name, entry in found.items() if entry[0] == last}
 

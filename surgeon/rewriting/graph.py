@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from surgeon.graph.capture import dynamic_batch
 from surgeon.planning.literals import grown_args
 from surgeon.planning.plan import Plan
 
@@ -19,10 +20,6 @@ class GrownModule(nn.Module):
     def __init__(self, graph_module: fx.GraphModule, state: Mapping[str, Tensor], plan: Plan):
         super().__init__()
         captured = plan.anatomy.captured
-        self._slots = [
-            captured.parameters.get(p) or captured.buffers.get(p)
-            for p in _leading_placeholders(captured.graph)
-        ]
         names = set(captured.parameters.values())
         self._constants = captured.constants
         self._order = [n for n in captured.graph.nodes if n.op == "placeholder"]
@@ -34,6 +31,11 @@ class GrownModule(nn.Module):
                 _place(self, alias, self.get_parameter(name), is_parameter=True)
         self._inputs = captured.inputs
         self._known = {**captured.parameters, **captured.buffers}
+
+    def inputs(self) -> list[fx.Node]:
+        """The source graph's placeholders of tensor inputs."""
+        named = [n for n in self._order if n.name in self._inputs]
+        return [n for n in named if isinstance(n.meta.get("val"), Tensor)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Takes the source module's positional arguments, then its keyword arguments by name."""
@@ -48,10 +50,6 @@ class GrownModule(nn.Module):
                 values.append(given[node.name])
         out = self._body[0](*values)
         return out[0] if isinstance(out, (tuple, list)) and len(out) == 1 else out
-
-
-def _leading_placeholders(graph: fx.Graph) -> list[str]:
-    return [n.name for n in graph.nodes if n.op == "placeholder"]
 
 
 def _place(root: nn.Module, name: str, value: Tensor, is_parameter: bool) -> None:
@@ -100,7 +98,9 @@ def rewrite(plan: Plan, state: Mapping[str, Tensor]) -> GrownModule:
     return GrownModule(fx.GraphModule(nn.Module(), graph), state, plan)
 
 
-def export(module: GrownModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The grown module as an exported program, batch size symbolic where it can be."""
+def export(module: GrownModule, args: tuple[Any, ...]) -> Any:
+    """The grown module as an exported program. The batch size is symbolic where it was for the source."""
+    symbolic = any(isinstance(s, torch.SymInt) for p in module.inputs() for s in p.meta["val"].shape)
+    shapes = {"args": dynamic_batch(args, {})} if symbolic else None
     with torch.no_grad():
-        return torch.export.export(module.eval(), args, kwargs, strict=False)
+        return torch.export.export(module.eval(), args, dynamic_shapes=shapes, strict=False)

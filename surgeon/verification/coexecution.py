@@ -24,7 +24,7 @@ from surgeon.rewriting.weights import expand
 
 FLOAT64_EPSILON = 2.0**-52
 ROUNDING_FACTOR = 8  # grown sums hold several copies, each rounded on its own
-ROUNDINGS_PER_NODE = 64  # sums of up to some thousands of terms, pairwise
+ROUNDINGS_PER_NODE = 8  # a sum of thousands of terms, pairwise, rounds about log2 of their number
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def expected(value: Tensor, name: str, output: int, plan: Plan) -> tuple[Tensor,
     if cells is not None and output < len(cells) and cells[output] is not None and out.is_floating_point():
         numbers = np.vectorize(plan.equations.system.value, otypes=[np.float64])(cells[output])
         if (numbers != 1.0).any():
-            factors = torch.from_numpy(np.ascontiguousarray(numbers)).to(out)
+            factors = torch.from_numpy(np.array(numbers)).to(out)
             for dim, axis in enumerate(axes.axes):
                 if factors.shape[dim] > 1:
                     parts = torch.from_numpy(plan.maps.parts(axis)).to(out.device)
@@ -134,10 +134,14 @@ def difference(grown: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
         return 0.0
     same = grown == wanted  # infinities of one sign, too
     gap = torch.where(same, 0.0, (grown - wanted).abs())
-    finite = wanted[torch.isfinite(wanted)].abs()
-    size = float(finite.max()) if finite.numel() else 1.0
     worst = float(gap.max())
-    return float("inf") if worst != worst else worst / max(size, 1e-300)
+    return float("inf") if worst != worst else worst / largest(wanted)
+
+
+def largest(value: Tensor) -> float:
+    """The largest finite magnitude, never zero."""
+    finite = value[torch.isfinite(value)].abs()
+    return max(float(finite.max()) if finite.numel() else 1.0, 1e-300)
 
 
 def coexecute(
@@ -216,7 +220,7 @@ def _shake(node: fx.Node, shaken: Executor, exact: Any, plan: Plan, dtype: torch
     elif node.name in plan.anatomy.captured.parameters and exact is not None:
         generator = torch.Generator(device=exact.device).manual_seed(zlib.crc32(node.name.encode()))
         turn = torch.empty_like(exact).uniform_(-1, 1, generator=generator)
-        value = exact * (1 + turn * torch.finfo(dtype).eps)
+        value = exact * (1 + turn * torch.finfo(dtype).eps / 2)
     else:
         value = exact
     shaken.values[node.name] = value

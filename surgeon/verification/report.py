@@ -19,6 +19,7 @@ class Report:
     exact: ExactReport
     native: NativeReport | None = None
     trainability: tuple[Asymmetry, ...] | None = None
+    untrained: str | None = None  # why trainability was not run
 
     @property
     def preserved(self) -> bool:
@@ -32,5 +33,6 @@ class Report:
             "static": {"nodes": self.static, "open_obligations": 0},
             "exact": exact | {"passed": self.exact.passed},
             "native": asdict(self.native) | {"passed": self.native.passed} if self.native else None,
+            "untrained": self.untrained,
             "trainability": [asdict(a) for a in self.trainability] if self.trainability is not None else None,
         }

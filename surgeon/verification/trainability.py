@@ -7,6 +7,7 @@ figure of zero means that training will never use the new width.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,12 +94,16 @@ def sample(plan: Plan) -> frozenset[str]:
 def backward(model: torch.nn.Module, inputs: Mapping[str, object], plan: Plan) -> dict[str, Tensor]:
     """The gradients of a random linear functional of the model's first output, by parameter name, for
     a sample of the parameters that grew."""
-    generator = torch.Generator().manual_seed(0)
     chosen = sample(plan)
+    if not chosen:
+        return {}
+    generator = torch.Generator().manual_seed(0)
     trained = {n: p.requires_grad for n, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(plan.aliases.get(name, name) in chosen)
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        # torch only warns that gradients stop at such an op; figures from them would be wrong.
+        warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
         output = first_tensor(model(**inputs))
         weight = torch.randn(output.shape, generator=generator).to(output)
         (torch.nn.functional.log_softmax(output, -1) * weight).mean().backward()

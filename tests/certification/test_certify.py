@@ -7,35 +7,14 @@ import pytest
 from surgeon.certification import Finding, certify
 from surgeon.language import builtin_rules, loads
 
-KNOWN = {
-    "aten._fused_rms_norm",  # the scale of its second output counts the copies of the weight
-    "aten.convolution",  # grouped and transposed: groups are shared out as if they were summed
-    "aten.conv_transpose1d",
-    "aten.conv_transpose2d.input",
-    "aten.conv_transpose3d.input",
-    "aten.einsum",  # a letter twice in one operand
-    "aten.where",  # two numbers to choose from
-    "aten.slice",  # a step with a start
-    "aten.split",  # pieces of one size that grow apart
-    "aten.index",  # the indices around an axis that stays are not pinned
-    "aten.zeros_like",  # the axes are not those of the argument
-    "aten.ones_like",
-    "aten.full_like",
-    "aten.triu",  # the argument is not pinned
-    "aten.tril",
-    # a scaled tensor without axes becomes one of one axis in the lockstep run
-    "aten.add",
-    "aten.sub",
-    "aten.rsub",
-    "aten.maximum",
-    "aten.minimum",
-    "aten.masked_fill",
-    "aten.sum",
-    "aten.mean",
-    "aten.amax",
-    "aten.amin",
+UNTESTED = {
+    # captured as other ops: the decomposition replaces them before a rule is looked up
+    *(f"aten.{n}" for n in ("batch_norm", "contiguous", "to", "lift_fresh_copy", "dropout", "positive")),
+    *(f"aten.{n}" for n in ("reshape", "flatten", "unflatten", "numpy_T", "chunk")),
+    # no tensor comes out
+    "aten._assert_tensor_metadata",
+    "aten.sym_size",
 }
-"""Ops whose handling by the engine is known to be wrong: take an op out when it is mended."""
 
 
 def finding(text: str) -> Finding:
@@ -45,9 +24,8 @@ def finding(text: str) -> Finding:
 
 def test_no_rule_of_the_library_is_wrong() -> None:
     found = certify(builtin_rules())
-    wrong = {f.op: f.detail for f in found if f.verdict == "wrong" and f.op not in KNOWN}
-    assert not wrong
-    assert sum(f.verdict == "right" for f in found) > 100
+    assert {f.op: f.detail for f in found if f.verdict == "wrong"} == {}
+    assert {f.op for f in found if f.verdict == "untested"} == UNTESTED
 
 
 @pytest.mark.parametrize(

@@ -161,3 +161,23 @@ def test_an_output_that_fails_its_proof_is_kept_aside(
 def test_help_and_check_load_no_torch() -> None:
     code = "import surgeon.cli, surgeon.language, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_check_rules_tells_a_wrong_rule(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    right, wrong = tmp_path / "right.surgery", tmp_path / "wrong.surgery"
+    right.write_text("op aten.silu : pointwise nonlinear\n")
+    wrong.write_text("op aten.flip : pointwise nonlinear\n")
+    assert run(monkeypatch, "check", "--rules", right) == 0
+    assert "right     aten.silu" in capsys.readouterr().out
+    assert run(monkeypatch, "check", "--rules", wrong) == 1
+    assert "wrong     aten.flip" in capsys.readouterr().out
+
+
+def test_a_json_file_that_cannot_be_written_is_told(
+    monkeypatch: pytest.MonkeyPatch, model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "no" / "plan.json"
+    assert run(monkeypatch, "plan", "hyperclone", model / "config.json", "--json", file) == 2
+    assert "cannot write" in capsys.readouterr().err

@@ -143,3 +143,47 @@ def test_some_dims_only(grown: str, same: tuple[str, ...], family: str, tmp_path
         assert seen["new"][field] == seen["old"][field]
     assert result.plan.config_changes
     assert seen["new"] != seen["old"]
+
+
+@pytest.mark.parametrize(
+    ("make", "grow"),
+    [
+        pytest.param(lambda: tiny.neox(True), "hidden", id="neox-hidden"),
+        pytest.param(lambda: tiny.opt(24), "hidden", id="opt-hidden"),
+        pytest.param(lambda: tiny.bert(True), "hidden", id="bert-hidden"),
+        pytest.param(lambda: tiny.llama(2), "config.head_dim", id="llama-head_dim"),
+    ],
+)
+def test_larger_heads_keep_their_scores(make: Callable[[], nn.Module], grow: str, tmp_path: Path) -> None:
+    """The attention scale, and rotary pairs where there are any, are made up for in the keys or queries."""
+    recipe = tmp_path / "mine.surgery"
+    recipe.write_text(f"recipe mine() {{\n    grow {grow} by 2\n    noise linear at 10 dB\n}}\n")
+    (tmp_path / "models").mkdir()
+    result, _ = check(make(), tmp_path / "models", recipe, {})
+    assert any(0.7 < v < 0.71 or 1.41 < v < 1.42 for values in result.plan.scaled().values() for v in values)
+
+
+def test_the_first_copy_may_carry_all(tmp_path: Path) -> None:
+    check(tiny.llama(2), tmp_path, "hyperclone", {"mix": "first"})
+
+
+def test_growing_by_one_changes_nothing(tmp_path: Path) -> None:
+    result, _ = check(tiny.llama(2), tmp_path, "hyperclone", {"n": "1"})
+    assert result.plan.grown_dims() == []
+
+
+def test_not_a_number_is_no_agreement(tmp_path: Path) -> None:
+    """A grown model that answers NaN is not preserved, in the stock check as in the exact one."""
+    from surgeon.verification.native import compare_stock
+
+    source = tiny.llama(2)
+    folder = tiny.save(source, tmp_path / "source", torch.float32)
+    plan = surgeon.plan("hyperclone", folder, settings={"n": "1"})
+    broken = tiny.llama(2)
+    broken.load_state_dict(source.state_dict())
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(float("nan"))
+    wide = type(source).from_pretrained(folder, dtype=torch.float64)
+    source = source.float()
+    assert compare_stock(plan, source, wide, source).passed
+    assert not compare_stock(plan, source, wide, broken.float()).passed

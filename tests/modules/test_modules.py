@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import surgeon
-from surgeon.errors import PlanError
+from surgeon.errors import NotPreserved, PlanError
 
 OPS = torch.library.Library("mylib", "DEF")
 OPS.define("foo(Tensor x) -> Tensor")
@@ -55,6 +55,15 @@ class Cnn(nn.Module):
         x = F.relu(self.stem_norm(self.stem(x)))
         x = x + self.pointwise(F.silu(self.norm(self.depthwise(x))))
         return self.head(F.max_pool2d(x, 2).mean((2, 3)))
+
+
+class Running(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.outward = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outward(self.inward(x).cumsum(-1))
 
 
 class Block(nn.Module):
@@ -217,3 +226,32 @@ def test_the_dims_of_an_input_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         surgeon.apply(file, randomised(Mlp()), example_inputs=(inputs((4, 5), False),), device="cpu")
     assert caught.value.code == "S301"
+
+
+def test_an_op_without_a_backward_is_proved_but_not_trained(tmp_path: Path) -> None:
+    file = recipe(tmp_path, ['axis("inward.weight", 0) by 2'], "op mylib.bar : pointwise nonlinear\n")
+    result = surgeon.apply(
+        file, randomised(Custom("bar")), example_inputs=(inputs((4, 5), False),), device="cpu"
+    )
+    assert result.report.preserved
+    assert result.report.trainability is None
+    assert result.report.untrained is not None and "backward" in result.report.untrained
+
+
+def test_a_wrong_rule_fails_the_exact_check_and_names_the_op(tmp_path: Path) -> None:
+    file = recipe(tmp_path, ['axis("inward.weight", 0) by 2'], "op aten.cumsum : pointwise nonlinear\n")
+    module = randomised(Running())
+    with pytest.raises(NotPreserved) as caught:
+        surgeon.apply(file, module, example_inputs=(inputs((4, 5), False),), device="cpu")
+    assert caught.value.code == "S501"
+    assert "aten.cumsum" in str(caught.value)
+
+
+def test_the_exported_module_takes_another_batch(tmp_path: Path) -> None:
+    module = randomised(Mlp())
+    file = recipe(tmp_path, ['axis("first.weight", 0) by 2'])
+    x = inputs((4, 5), False)
+    surgeon.apply(file, module, tmp_path / "out", example_inputs=(x,), device="cpu")
+    loaded = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    other = inputs((7, 5), False)
+    assert (loaded(other) - module(other)).abs().max() < 1e-12
