@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,12 @@ from surgeon.models.source import ModuleSource, Source, TransformersSource, from
 from surgeon.planning.native import compare
 from surgeon.planning.plan import Plan, plan_growth
 from surgeon.rewriting.graph import GrownModule, export, rewrite
-from surgeon.rewriting.weights import expand
+from surgeon.rewriting.weights import blocks, expand
 from surgeon.subject import Stage, Subject, Surgery, examine, plan_surgery, quiet
-from surgeon.verification.coexecution import ExactReport, coexecute
-from surgeon.verification.native import WIDER, compare_stock
-from surgeon.verification.native import load as load_stock
+from surgeon.verification.coexecution import Coexecution, Pair, coexecute
+from surgeon.verification.native import WIDER, compare_stock, observe_folder
 from surgeon.verification.report import Report
-from surgeon.verification.trainability import backward, gradient_asymmetry
+from surgeon.verification.trainability import Asymmetry, gradient_asymmetry, watched_nodes
 
 
 @dataclass(frozen=True)
@@ -201,11 +200,13 @@ def _apply_native(
     by_name = {spec.name: spec for spec in specs}
     done = 0
 
-    def produce(disk: str) -> Tensor:
-        tensor = checkpoint.read(disk).to(device)
+    def produce(disk: str) -> Iterable[Tensor]:
+        tensor = checkpoint.read(disk)
         transform = plan.transforms.get(modules[disk])
+        if transform is None:
+            return (tensor.to(by_name[disk].dtype),)
         wanted = by_name[disk].dtype if tensor.is_floating_point() else None
-        return expand(tensor, transform, wanted) if transform else tensor.to(by_name[disk].dtype)
+        return blocks(tensor, transform, wanted, device)
 
     def written(count: int) -> None:
         nonlocal done
@@ -270,28 +271,32 @@ def _prove_native(
 ) -> Report:
     subject, plan = surgery.subject, surgery.plan
     assert isinstance(subject.source, TransformersSource)
+    rounded_to = _main_dtype(open_checkpoint(grown_folder)) if grown is not None else None
     inputs = real_inputs(subject.module, seed=0)
-    exact = coexecute(
-        plan,
-        read,
-        inputs,
-        grown=grown,
-        grown_buffers=surgery.grown_buffers,
-        source_buffers=subject.buffers,
-        device=device,
-        rounded_to=_main_dtype(open_checkpoint(grown_folder)) if grown is not None else None,
-    )
+    pair = Pair(plan, read, inputs, grown, surgery.grown_buffers, subject.buffers, rounded_to)
+    run = coexecute(pair, device, watched_nodes(plan))
+    trained, untrained = _trainability(plan, run)
     stage("proof: stock transformers")
     model_class = subject.source.model_class
     own = dtype or _main_dtype(open_checkpoint(source_folder))
-    small = load_stock(source_folder, model_class, own, device)
-    wide = load_stock(source_folder, model_class, WIDER[own], device)
-    large = load_stock(grown_folder, model_class, own, device)
-    native = compare_stock(plan, small, wide, large)
-    stage("proof: trainability")
-    del small, wide
-    gradients = backward(large.float(), {k: _on(v, device) for k, v in inputs.items()}, plan)
-    return Report(len(plan.anatomy.calls), exact, native, tuple(gradient_asymmetry(plan, gradients)))
+    native = compare_stock(
+        plan,
+        observe_folder(source_folder, model_class, own, own, device),
+        observe_folder(source_folder, model_class, own, WIDER[own], device),
+        observe_folder(grown_folder, model_class, own, own, device),
+    )
+    return Report(len(plan.anatomy.calls), run.report, native, trained, untrained)
+
+
+def _trainability(plan: Plan, run: Coexecution) -> tuple[tuple[Asymmetry, ...] | None, str | None]:
+    """How far apart the copies' gradients are, or why that is not known: an op of the user's own need
+    not have a backward."""
+    if not run.report.passed or run.output is None:
+        return None, "the exact check failed"
+    try:
+        return gradient_asymmetry(plan, run.output, run.watched), None
+    except (RuntimeError, UserWarning) as error:
+        return None, f"the backward pass failed: {reason(error)}"
 
 
 def _main_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -349,29 +354,16 @@ def _apply_module(
     module = rewrite(plan, grown)
     stage("proof: both graphs in float64")
     inputs = dict(zip(plan.anatomy.captured.inputs, (*source.args, *source.kwargs.values()), strict=True))
-    exact = coexecute(plan, lambda name: state[name].detach(), inputs, device=device)
-    moved = {k: _on(v, device) for k, v in inputs.items()}
-    report = Report(len(plan.anatomy.calls), exact, None, None, "the exact check failed")
-    if exact.passed:
-        report = _with_trainability(plan, module, moved, exact)
+    run = coexecute(Pair(plan, lambda name: state[name].detach(), inputs), device, watched_nodes(plan))
+    trained, untrained = _trainability(plan, run)
+    report = Report(len(plan.anatomy.calls), run.report, None, trained, untrained)
+    args = tuple(_on(v, device) for v in inputs.values())
     if out is not None:
         stage("writing")
-        _write_module(surgery, report, module, out, force, tuple(moved.values()))
+        _write_module(surgery, report, module, out, force, args)
     if not report.preserved:
         raise _not_preserved(report, None)
     return Result(plan, report, module, out)
-
-
-def _with_trainability(
-    plan: Plan, module: GrownModule, inputs: Mapping[str, Any], exact: ExactReport
-) -> Report:
-    """The report of a plain module; an op of the user's own need not have a backward."""
-    static = len(plan.anatomy.calls)
-    try:
-        gradients = backward(module, inputs, plan)
-    except (RuntimeError, UserWarning) as error:
-        return Report(static, exact, None, None, f"the backward pass failed: {reason(error)}")
-    return Report(static, exact, None, tuple(gradient_asymmetry(plan, gradients)))
 
 
 def _write_module(
@@ -381,7 +373,7 @@ def _write_module(
     kept = {n: t for n, t in state.items() if surgery.plan.aliases.get(n, n) == n}
     specs = [Spec(n, tuple(t.shape), t.dtype) for n, t in sorted(kept.items())]
     with staging(out, force, 2 * sum(spec.bytes for spec in specs)) as folder:
-        write_checkpoint(folder, specs, lambda name: kept[name])
+        write_checkpoint(folder, specs, lambda name: (kept[name],))
         torch.export.save(export(module, args), folder / "model.pt2")
         write_surgery(folder, _record(surgery, report, surgery.subject.source.name))
         if not report.preserved:

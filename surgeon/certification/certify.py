@@ -25,7 +25,7 @@ from surgeon.language import builtin_rules
 from surgeon.language.syntax import OpRule, Recipe
 from surgeon.planning.native import NativeGrowth
 from surgeon.planning.plan import plan_growth
-from surgeon.verification.coexecution import coexecute
+from surgeon.verification.coexecution import Pair, coexecute
 
 Verdict = Literal["right", "wrong", "strict", "untested"]
 
@@ -218,7 +218,8 @@ class Bench:
         wrong: str | None = None
         try:
             plan = plan_growth(self.anatomy, RECIPE, NativeGrowth(Maps(self.anatomy.store, dims), {}, scales))
-            report = coexecute(plan, self.state.__getitem__, {})
+            pair = Pair(plan, self.state.__getitem__, {})
+            report = coexecute(pair, torch.device("cpu")).report
             if report.divergence is not None:
                 wrong = f"off by {report.divergence.error:.3g} at {report.divergence.where}"
         except PlanError:

@@ -10,8 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from surgeon.errors import CheckpointError, fail
@@ -43,6 +43,7 @@ class Entry:
     shape: tuple[int, ...]
     dtype: torch.dtype
     bytes: int
+    offset: int  # of its first byte in the file
 
 
 @dataclass
@@ -51,21 +52,28 @@ class Checkpoint:
 
     folder: Path
     entries: Mapping[str, Entry]
-    _open: dict[Path, Any] = field(default_factory=dict, repr=False)
+    _finite: set[str] = field(default_factory=set, repr=False)  # those already looked through
 
     def read(self, name: str) -> Tensor:
-        """One tensor. Raises CheckpointError S403 (the file changed or cannot be read) and S404 (the
-        tensor holds NaN or infinity)."""
+        """One tensor, mapped for as long as it lives: its pages leave memory with it, which those of a
+        file mapped whole would not.
+
+        Raises CheckpointError S403 (the file changed or cannot be read) and S404 (the tensor holds NaN
+        or infinity).
+        """
         entry = self.entries[name]
-        try:
-            if entry.file not in self._open:
-                self._open[entry.file] = safe_open(entry.file, framework="pt")
-            tensor = self._open[entry.file].get_tensor(name)
-        except (OSError, SafetensorError) as error:
+        if not entry.bytes:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        try:  # copy-on-write: whoever changes the tensor does not change the file
+            mapped = np.memmap(entry.file, np.uint8, "c", entry.offset, (entry.bytes,))
+        except (OSError, ValueError) as error:
             raise fail(CheckpointError, "S403", f"{entry.file.name} cannot be read: {error}") from error
-        suspect = tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32))
-        if suspect and not torch.isfinite(tensor).all():  # a sum may overflow where no element does
-            raise fail(CheckpointError, "S404", f"{name} in {entry.file.name} holds NaN or infinity")
+        aligned = mapped if entry.offset % entry.dtype.itemsize == 0 else np.array(mapped)
+        tensor = torch.from_numpy(aligned).view(entry.dtype).reshape(entry.shape)
+        if name not in self._finite and tensor.is_floating_point():
+            if not all(torch.isfinite(end) for end in tensor.aminmax()):  # NaN is both ends
+                raise fail(CheckpointError, "S404", f"{name} in {entry.file.name} holds NaN or infinity")
+            self._finite.add(name)
         return tensor
 
     @property
@@ -144,7 +152,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             if begin != end or stop - begin != count or 8 + length + stop > size:
                 raise ValueError(f"{name} does not fit the file")
             end = stop
-            entries[name] = Entry(file, shape, DTYPES[dtype], stop - begin)
+            entries[name] = Entry(file, shape, DTYPES[dtype], stop - begin, 8 + length + begin)
         if 8 + length + end != size:
             raise ValueError("the file is longer or shorter than its tensors")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

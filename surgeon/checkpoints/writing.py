@@ -10,7 +10,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,6 +24,7 @@ from surgeon.checkpoints.reading import DTYPES, INDEX, SINGLE
 from surgeon.errors import CheckpointError, fail
 
 SHARD_BYTES = 5 * 10**9
+BLOCKS_UNDER_WAY = 2
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NARROW_TO_WIDE = ("BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64")
 
@@ -154,14 +157,15 @@ def set_aside(folder: Path, target: Path) -> Path:
 def write_checkpoint(
     folder: Path,
     specs: Sequence[Spec],
-    produce: Callable[[str], Tensor],
+    produce: Callable[[str], Iterable[Tensor]],
     progress: Callable[[int], None] = lambda done: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write tensors as transformers lays them out: one file, or shards with an index.
 
-    Each tensor is produced, written and dropped, so one at a time is in memory. Within a file wide
-    elements come before narrow ones, as safetensors orders them, so that every tensor is aligned.
+    `produce` gives a tensor in blocks of rows; one is made while the last is written, so a few blocks at
+    a time are in memory. Within a file wide elements come before narrow ones, as safetensors orders
+    them, so that every tensor is aligned.
     """
     shards = _shards(specs, shard_bytes)
     weight_map: dict[str, str] = {}
@@ -189,7 +193,10 @@ def _shards(specs: Sequence[Spec], limit: int) -> list[list[Spec]]:
 
 
 def _write_file(
-    file: Path, specs: Sequence[Spec], produce: Callable[[str], Tensor], progress: Callable[[int], None]
+    file: Path,
+    specs: Sequence[Spec],
+    produce: Callable[[str], Iterable[Tensor]],
+    progress: Callable[[int], None],
 ) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -202,23 +209,32 @@ def _write_file(
         offset += spec.bytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb", buffering=0) as stream:
+    with file.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as writer:
         stream.write(len(text).to_bytes(8, "little") + text)
+        under_way: deque[Future[None]] = deque()
         for spec in specs:
-            tensor = produce(spec.name)
-            if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
-                raise AssertionError(f"{spec.name}: {tuple(tensor.shape)} {tensor.dtype} is not {spec}")
-            _write_tensor(stream, tensor)
-            del tensor  # before the next one is made
+            size = 0
+            for block in produce(spec.name):
+                if block.dtype != spec.dtype or block.shape[1:] != spec.shape[1:]:
+                    raise AssertionError(f"{spec.name}: {tuple(block.shape)} {block.dtype} is not of {spec}")
+                if len(under_way) == BLOCKS_UNDER_WAY:
+                    under_way.popleft().result()
+                under_way.append(writer.submit(_write_block, stream, block))
+                size += block.numel() * block.element_size()
+                del block  # before the next one is made
+            if size != spec.bytes:
+                raise AssertionError(f"{spec.name}: {size} bytes, not the {spec.bytes} of {spec}")
             progress(spec.bytes)
+        for future in under_way:
+            future.result()
 
 
-def _write_tensor(stream: io.RawIOBase, tensor: Tensor) -> None:
-    tensor = tensor.detach().cpu().contiguous()
-    size = tensor.numel() * tensor.element_size()
+def _write_block(stream: io.RawIOBase, block: Tensor) -> None:
+    block = block.detach().cpu().contiguous()
+    size = block.numel() * block.element_size()
     if not size:
         return
-    view = memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
+    view = memoryview((ctypes.c_char * size).from_address(block.data_ptr())).cast("B")
     written = 0
     while written < size:
         written += stream.write(view[written:]) or 0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import ModelError, fail
 
-BATCH, SEQUENCE = 5, 11  # of the inputs that graphs are traced with and the proof runs on
+BATCH, SEQUENCE = 3, 7  # of the inputs that graphs are traced with and the proof runs on
 IMAGE_SIZE = 64  # where the config names none: the class takes any
 SIZE_LIMIT = 1 << 30
 

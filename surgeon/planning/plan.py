@@ -6,7 +6,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+from torch import fx
 
 from surgeon.axes.maps import Maps
 from surgeon.errors import Diagnostic, PlanError
@@ -52,6 +55,11 @@ class Plan:
     @property
     def aliases(self) -> Mapping[str, str]:
         return self.anatomy.captured.aliases
+
+    @cached_property
+    def grown_nodes(self) -> Mapping[str, fx.Node]:
+        """The grown class's graph by node name."""
+        return {n.name: n for n in self.grown.graph.nodes} if self.grown else {}
 
     def grown_dims(self) -> list[GrownDims]:
         store = self.anatomy.store

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.axes.maps import Index, Maps, copies_of
+from surgeon.axes.maps import NEW, Index, Maps, copies_of, copy_number
 from surgeon.errors import PlanError, fail
 from surgeon.graph.calls import Axes
 from surgeon.graph.capture import op_name
@@ -44,6 +44,29 @@ class AxisGrowth:
         if self.index is None or self.target % self.size:
             return False
         return bool((self.index == np.arange(self.target) % self.size).all())
+
+    @cached_property
+    def numbers(self) -> Index:
+        """For each target channel the how-manieth copy of its source channel it is."""
+        assert self.index is not None
+        return copy_number(self.index, self.size)
+
+    @cached_property
+    def shares(self) -> NDArray[np.float64]:
+        """Per target channel of a consumed axis its share; the shares of the copies of a channel sum
+        to one. The diagonal spread, whose shares depend on the reader, is not a matter of one axis."""
+        assert self.index is not None and self.spread is not None
+        carried = self.index != NEW
+        if self.spread.name == "first":
+            raw = (self.numbers == 0).astype(np.float64)
+        elif self.spread.name == "uneven":
+            weights = np.array([float(w) for w in self.spread.weights])
+            raw = weights[self.numbers % len(weights)]
+        else:
+            raw = np.ones(len(self.numbers))
+        raw = np.where(carried, raw, 0.0)
+        total = np.bincount(self.index[carried], weights=raw[carried], minlength=self.size)
+        return raw / np.where(carried, total[np.maximum(self.index, 0)], 1.0)
 
 
 @dataclass(frozen=True)

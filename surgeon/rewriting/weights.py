@@ -1,4 +1,4 @@
-"""One tensor expanded by its transform.
+"""One tensor expanded by its transform, whole or any rows of it.
 
 A produced axis is copied (E), a consumed one shared out by a right inverse C of E, ``C·E = 1``
 (HyperCloning section 3.1 for the symmetric and diagonal spreads); noise N with ``N·E = 0`` is a random
@@ -7,45 +7,93 @@ matrix minus its mean over the copies of each source channel.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.axes.maps import NEW, copies_of, copy_number
+from surgeon.axes.maps import NEW, Index, copies_of
 from surgeon.planning.transforms import AxisGrowth, Transform
+from surgeon.rewriting.noise import draws_whole, null_space_noise
+
+BLOCK_ELEMENTS = 1 << 18  # of a block: what is made of it stays in the processor's cache
 
 
-def expand(tensor: Tensor, transform: Transform, dtype: torch.dtype | None = None) -> Tensor:
-    """The grown tensor.
+def expand(
+    tensor: Tensor,
+    transform: Transform,
+    dtype: torch.dtype | None = None,
+    rows: Index | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """The grown tensor, or some of its rows.
 
     Args:
         tensor: of shape ``transform.source_shape``, any floating dtype (integers are only copied).
         transform: from the plan.
         dtype: of the arithmetic and the result; by default the tensor's own dtype for the result, and
             float32 or wider for the arithmetic.
+        rows: positions on the first axis of the grown tensor; by default all, in order.
+        device: of the arithmetic and the result; by default the tensor's own.
 
     Returns:
-        A tensor of shape ``transform.target_shape`` on the same device.
+        A tensor of shape ``transform.target_shape``, or ``[len(rows), ...]``. Its values do not depend
+        on which other rows are asked for.
     """
+    if rows is not None and draws_whole(transform):
+        whole = expand(tensor, transform, dtype, None, device)
+        return whole[torch.from_numpy(rows).to(whole.device)]
     result_dtype = dtype or tensor.dtype
+    axes, taken = transform.axes, _rows(tensor, transform, rows).to(device or tensor.device)
     if not transform.changes:
-        return tensor.to(result_dtype)
+        return taken.to(result_dtype)
     if not tensor.is_floating_point():
-        return _copied(tensor, transform)
+        return _copied(taken, transform, rows)
     work = torch.promote_types(result_dtype, torch.float32)
     factor = _one_factor(transform)
     if factor is not None:  # the same arithmetic for every copy: do it once, before copying
-        scaled = tensor if factor == 1.0 else tensor.to(work) * factor
-        return _copied(scaled.to(result_dtype), transform)
-    weights = _weights(transform)
-    out = _copied(tensor, transform).to(work)
+        scaled = taken if factor == 1.0 else taken.to(work) * factor
+        return _copied(scaled.to(result_dtype), transform, rows)
+    out = _copied(taken.to(work), transform, rows)
     if transform.scale is not None:
-        out = _scaled(out, transform)
-    for share in weights:
-        out = out * share.to(device=out.device, dtype=work)
+        out = _scaled(out, transform, rows)
+    for dim, axis in enumerate(axes):
+        if axis.spread is not None and axis.index is not None:
+            out *= _shares(transform, dim, axis, rows).to(device=out.device, dtype=work)
     if transform.noise is not None:
-        out = out + _null_space_noise(out, transform)
+        out += null_space_noise(out, transform, rows)
     return out.to(result_dtype)
+
+
+def blocks(
+    tensor: Tensor, transform: Transform, dtype: torch.dtype | None, device: torch.device
+) -> Iterator[Tensor]:
+    """The grown tensor on `device` as consecutive blocks of rows, so that it is never held whole."""
+    for rows in [None] if draws_whole(transform) else row_blocks(transform.target_shape):
+        yield expand(tensor, transform, dtype, rows, device)
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[Index | None]:
+    """The rows of a tensor of `shape`, a cacheful at a time; None where all are one block."""
+    count = int(np.prod(shape))
+    if len(shape) < 2 or count <= BLOCK_ELEMENTS:
+        yield None
+        return
+    height = max(1, BLOCK_ELEMENTS * shape[0] // count)
+    for start in range(0, shape[0], height):
+        yield np.arange(start, min(start + height, shape[0]))
+
+
+def _rows(tensor: Tensor, transform: Transform, rows: Index | None) -> Tensor:
+    """The source rows that the asked rows copy; a view where they follow one another."""
+    if rows is None or not tensor.ndim:
+        return tensor
+    index = transform.axes[0].index
+    source = rows if index is None else np.maximum(index[rows], 0)
+    if len(source) and (np.diff(source) == 1).all():
+        return tensor[int(source[0]) : int(source[0]) + len(source)]
+    return tensor.index_select(0, torch.from_numpy(source).to(tensor.device))
 
 
 def _one_factor(transform: Transform) -> float | None:
@@ -66,110 +114,59 @@ def _one_factor(transform: Transform) -> float | None:
     return factor
 
 
-def _copied(tensor: Tensor, transform: Transform) -> Tensor:
-    """Every channel copied along every axis; new channels are zero."""
+def _copied(tensor: Tensor, transform: Transform, rows: Index | None) -> Tensor:
+    """Every channel copied along every axis; new channels are zero. Asked rows are there already."""
     out = tensor
     for dim, axis in enumerate(transform.axes):
         if axis.index is None:
             continue
-        if axis.is_clone:
+        index = axis.index
+        if dim == 0 and rows is not None:
+            index = index[rows]
+        elif axis.is_clone:
             out = out.repeat([axis.copies if i == dim else 1 for i in range(out.ndim)])
             continue
-        index = torch.from_numpy(np.maximum(axis.index, 0)).to(tensor.device)
-        out = out.index_select(dim, index)
-        if (axis.index == NEW).any():
-            fresh = torch.from_numpy(axis.index == NEW).to(tensor.device)
+        else:
+            out = out.index_select(dim, torch.from_numpy(np.maximum(index, 0)).to(tensor.device))
+        if (index == NEW).any():
+            fresh = torch.from_numpy(index == NEW).to(tensor.device)
             out = out.masked_fill(_along(fresh, dim, out.ndim), 0)
-    return out
+    return out.clone() if out.data_ptr() == tensor.data_ptr() else out
 
 
 def _along(vector: Tensor, dim: int, rank: int) -> Tensor:
     return vector.reshape([-1 if i == dim else 1 for i in range(rank)])
 
 
-def _scaled(out: Tensor, transform: Transform) -> Tensor:
+def _scaled(out: Tensor, transform: Transform, rows: Index | None) -> Tensor:
     assert transform.scale is not None
     cells, channels = transform.scale
     factors = torch.from_numpy(cells).to(device=out.device, dtype=out.dtype)
     for dim, cell in enumerate(channels):
-        factors = factors.index_select(dim, torch.from_numpy(cell).to(out.device))
+        here = cell[rows] if dim == 0 and rows is not None else cell
+        factors = factors.index_select(dim, torch.from_numpy(here).to(out.device))
     offset = transform.offset
     return factors * (out + offset) - offset if offset else factors * out
 
 
-def _weights(transform: Transform) -> list[Tensor]:
-    """The share of each copy, per consumed axis, shaped to broadcast over the grown tensor."""
+def _shares(transform: Transform, dim: int, axis: AxisGrowth, rows: Index | None) -> Tensor:
+    """The share of each copy along one consumed axis, shaped to broadcast over the asked rows."""
+    assert axis.spread is not None and axis.index is not None
     rank = len(transform.axes)
-    produced = [
-        (dim, axis)
-        for dim, axis in enumerate(transform.axes)
-        if axis.spread is None and axis.index is not None
-    ]
-    factors = []
-    for dim, axis in enumerate(transform.axes):
-        if axis.spread is None or axis.index is None:
-            continue
-        if axis.spread.name == "diagonal" and produced:
-            row_dim, rows = produced[0]
-            matrix = _diagonal(rows, axis)
-            shape = [1] * rank
-            shape[row_dim], shape[dim] = matrix.shape
-            laid = matrix if row_dim < dim else matrix.T
-            factors.append(laid.reshape(shape))
-        else:
-            factors.append(_along(torch.from_numpy(_shares(axis)), dim, rank))
-    return factors
-
-
-def _shares(axis: AxisGrowth) -> np.ndarray:
-    """Per target channel its share; the shares of the copies of a channel sum to one."""
-    assert axis.index is not None and axis.spread is not None
-    number = copy_number(axis.index, axis.size)
-    carried = axis.index != NEW
-    if axis.spread.name == "first":
-        raw = (number == 0).astype(np.float64)
-    elif axis.spread.name == "uneven":
-        weights = np.array([float(w) for w in axis.spread.weights])
-        raw = weights[number % len(weights)]
-    else:
-        raw = np.ones(len(number))
-    raw = np.where(carried, raw, 0.0)
-    total = np.bincount(axis.index[carried], weights=raw[carried], minlength=axis.size)
-    return raw / np.where(carried, total[np.maximum(axis.index, 0)], 1.0)
-
-
-def _diagonal(rows: AxisGrowth, columns: AxisGrowth) -> Tensor:
-    """Copy r of the output reads copy ``r mod n`` of the input alone: ``[rows, columns]``."""
-    assert rows.index is not None and columns.index is not None
-    row = copy_number(rows.index, rows.size)
-    column = copy_number(columns.index, columns.size)
-    count = copies_of(columns.index, columns.size)[np.maximum(columns.index, 0)]
-    chosen = (row[:, None] % np.maximum(count, 1)[None, :]) == column[None, :]
-    return torch.from_numpy(chosen & (columns.index != NEW)[None, :]).to(torch.float64)
-
-
-def _null_space_noise(out: Tensor, transform: Transform) -> Tensor:
-    """Gaussian noise at the asked ratio to the tensor's power, with mean zero over the copies of
-    every source channel of each consumed axis, so that it reads nothing from cloned inputs."""
-    assert transform.noise is not None
-    generator = torch.Generator().manual_seed(transform.noise.seed)
-    noise = torch.randn(out.shape, generator=generator, dtype=torch.float32).to(out.device, out.dtype)
-    axis_dims = [d for d, a in enumerate(transform.axes) if a.spread is not None and a.index is not None]
-    dim = axis_dims[0]
-    axis = transform.axes[dim]
-    assert axis.index is not None
-    index = torch.from_numpy(np.maximum(axis.index, 0)).to(out.device)
-    counts = torch.from_numpy(np.maximum(copies_of(axis.index, axis.size), 1)).to(out.device, out.dtype)
-    shape = list(out.shape)
-    shape[dim] = axis.size
-    sums = torch.zeros(shape, dtype=out.dtype, device=out.device).index_add_(dim, index, noise)
-    means = sums / _along(counts, dim, out.ndim)
-    noise = noise - means.index_select(dim, index)
-    if (axis.index == NEW).any():
-        fresh = torch.from_numpy(axis.index == NEW).to(out.device)
-        noise = noise.masked_fill(_along(fresh, dim, out.ndim), 0)
-    power = noise.square().mean().sqrt()
-    if float(power) == 0.0:  # one copy of each channel: the null space is empty
-        return noise
-    signal = out.square().mean().sqrt()
-    return noise * (signal / power * 10 ** (-transform.noise.snr / 20))
+    produced = [i for i, a in enumerate(transform.axes) if a.spread is None and a.index is not None]
+    if axis.spread.name != "diagonal" or not produced:
+        shares = axis.shares
+        return _along(torch.from_numpy(shares[rows] if dim == 0 and rows is not None else shares), dim, rank)
+    across = produced[0]
+    number = transform.axes[across].numbers
+    chosen, column, count = axis.numbers, axis.index, copies_of(axis.index, axis.size)
+    if rows is not None:
+        number = number[rows] if across == 0 else number
+        chosen, column = (chosen[rows], column[rows]) if dim == 0 else (chosen, column)
+    carried = np.maximum(count[np.maximum(column, 0)], 1)
+    # Copy r of the output reads copy r mod n of the input alone.
+    matrix = ((number[:, None] % carried[None, :]) == chosen[None, :]) & (column != NEW)[None, :]
+    shape = [1] * rank
+    shape[across], shape[dim] = matrix.shape
+    laid = matrix if across < dim else matrix.T
+    return torch.from_numpy(np.ascontiguousarray(laid, dtype=np.float64)).reshape(shape)

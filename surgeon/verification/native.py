@@ -1,10 +1,11 @@
-"""The written folder judged by stock transformers: reloaded, run in its own dtype, and held against the
+"""The written folder judged by stock transformers: loaded, run in its own dtype, and held against the
 source. The tolerance is the noise that the source itself has in that dtype."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.models.native import real_inputs
 from surgeon.planning.plan import Plan
-from surgeon.verification.coexecution import difference, expected, largest
+from surgeon.verification.invariant import difference, expected, largest
+from surgeon.verification.shelf import shelve
 
 NOISE_FACTOR = 4  # source and target round apart (twice), and shares such as 1/3 round once more
+SEEDS = (0, 1, 2)
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 
 
@@ -25,7 +29,8 @@ class NativeReport:
     """Stock models compared in the checkpoint's dtype, on the graph's first output.
 
     Errors are relative to the output's largest magnitude; `noise` is the source's own distance from
-    itself in the next wider dtype. `kl`, `top1` and `greedy` are None for models without logits.
+    itself in the next wider dtype. `unloaded` are tensors that stock ``from_pretrained`` did not find
+    in the grown folder. `kl`, `top1` and `greedy` are None for models without logits.
     """
 
     dtype: str
@@ -36,62 +41,83 @@ class NativeReport:
     kl: float | None = None
     top1: float | None = None
     greedy: bool | None = None
+    unloaded: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        return math.isfinite(self.relative) and self.relative <= self.tolerance
+        return not self.unloaded and math.isfinite(self.relative) and self.relative <= self.tolerance
 
 
-def load(folder: Path, model_class: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Stock ``from_pretrained``."""
-    model = model_class.from_pretrained(folder, dtype=dtype, attn_implementation=None)
-    return model.to(device).eval()
+@dataclass(frozen=True)
+class Observed:
+    """What a stock model was seen to compute: its first output in float64, the tokens it generates
+    (None for a model that does not), and the tensors it was loaded without."""
+
+    dtype: torch.dtype
+    output: Tensor
+    has_logits: bool
+    tokens: Tensor | None = None
+    unloaded: tuple[str, ...] = ()
 
 
-def outputs(model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors that a model returns, in order."""
+def observe_folder(
+    folder: Path, model_class: Any, own: torch.dtype, dtype: torch.dtype, device: torch.device
+) -> Observed:
+    """Stock ``from_pretrained`` in the folder's dtype `own`, run in `dtype`. The weights are read anew
+    whenever they are used, so that the model is never in memory as a whole."""
+    _give_back()
+    model, account = model_class.from_pretrained(
+        folder, dtype=own, attn_implementation=None, output_loading_info=True
+    )
+    shelve(model.eval(), open_checkpoint(folder), dtype if dtype != own else None, device)
+    unloaded = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in account[key])
+    return observe(model, dtype, generates=dtype == own, unloaded=tuple(unloaded))
+
+
+def _give_back() -> None:
+    """Return freed memory to the system, where the C library would keep it for itself."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def observe(
+    model: Any, dtype: torch.dtype, generates: bool = True, unloaded: tuple[str, ...] = ()
+) -> Observed:
+    """Run a stock model on random inputs, some of them padded."""
+    device = next(model.parameters()).device
+    several = [real_inputs(model, seed) for seed in SEEDS]
+    inputs = {
+        name: torch.cat([i[name] for i in several]).to(device) if isinstance(value, Tensor) else value
+        for name, value in several[0].items()
+    }
     with torch.no_grad():
-        result = model(**inputs)
-    return [v for v in result.values() if isinstance(v, Tensor)]
+        result = model(**{name: _cast(value, dtype) for name, value in inputs.items()})
+    output = next(v for v in result.values() if isinstance(v, Tensor)).double()
+    return Observed(dtype, output, _has_logits(model), _greedy(model) if generates else None, unloaded)
 
 
-def compare_stock(
-    plan: Plan, source: nn.Module, wider: nn.Module, grown: nn.Module, seeds: tuple[int, ...] = (0, 1, 2)
-) -> NativeReport:
-    """Run source, source in the wider dtype, and grown model on random inputs with padding."""
+def compare_stock(plan: Plan, source: Observed, wider: Observed, grown: Observed) -> NativeReport:
+    """Hold the grown model's output against the source's; `wider` is the source in a wider dtype."""
     name = next(n.name for n in plan.anatomy.captured.nodes[-1].all_input_nodes)
-    device = next(source.parameters()).device
-    dtype = next(source.parameters()).dtype
-    worst_abs = worst = noise = 0.0
-    kls, agreements = [], []
-    for seed in seeds:
-        inputs = {
-            k: v.to(device) if isinstance(v, Tensor) else v for k, v in real_inputs(source, seed).items()
-        }
-        floats = {k: _cast(v, dtype) for k, v in inputs.items()}
-        a = outputs(source, floats)[0].double()
-        wide = {k: _cast(v, next(wider.parameters()).dtype) for k, v in inputs.items()}
-        exact = outputs(wider, wide)[0].double()
-        b = outputs(grown, floats)[0].double()
-        wanted, mask = expected(a, name, 0, plan)
-        relative = difference(b, wanted, mask)  # infinite where either holds NaN
-        worst = max(worst, relative)
-        worst_abs = max(worst_abs, relative * largest(wanted))
-        noise = max(noise, difference(a, exact, None))
-        if a.shape == b.shape and _has_logits(source):
-            p, q = torch.log_softmax(a, -1), torch.log_softmax(b, -1)
-            kls.append(float((p.exp() * (p - q)).sum(-1).mean()))
-            agreements.append(float((a.argmax(-1) == b.argmax(-1)).double().mean()))
-    tolerance = NOISE_FACTOR * max(noise, torch.finfo(dtype).eps)
+    a, b = source.output, grown.output
+    wanted, mask = expected(a, name, 0, plan)
+    relative = difference(b, wanted, mask)  # infinite where either holds NaN
+    noise = difference(a, wider.output, None)
+    kl = top1 = None
+    if a.shape == b.shape and source.has_logits:
+        p, q = torch.log_softmax(a, -1), torch.log_softmax(b, -1)
+        kl = float((p.exp() * (p - q)).sum(-1).mean())
+        top1 = float((a.argmax(-1) == b.argmax(-1)).double().mean())
     return NativeReport(
-        str(dtype).removeprefix("torch."),
-        worst_abs,
-        worst,
+        str(source.dtype).removeprefix("torch."),
+        relative * largest(wanted),
+        relative,
         noise,
-        tolerance,
-        max(kls) if kls else None,
-        min(agreements) if agreements else None,
-        _greedy(source, grown),
+        NOISE_FACTOR * max(noise, torch.finfo(source.dtype).eps),
+        kl,
+        top1,
+        None if source.tokens is None or grown.tokens is None else torch.equal(source.tokens, grown.tokens),
+        grown.unloaded,
     )
 
 
@@ -103,12 +129,12 @@ def _has_logits(model: nn.Module) -> bool:
     return bool(getattr(model, "get_output_embeddings", lambda: None)() is not None)
 
 
-def _greedy(source: Any, grown: Any, new_tokens: int = 8) -> bool | None:
-    """Whether greedy generation gives the same tokens; None for a model that does not generate."""
-    can = getattr(source, "can_generate", None)
-    if can is None or not can() or getattr(source, "main_input_name", "") != "input_ids":
+def _greedy(model: Any, new_tokens: int = 4) -> Tensor | None:
+    """The tokens of greedy generation; None for a model that does not generate."""
+    can = getattr(model, "can_generate", None)
+    if can is None or not can() or getattr(model, "main_input_name", "") != "input_ids":
         return None
-    ids = real_inputs(source, 3, padded=False)["input_ids"].to(next(source.parameters()).device)
+    ids = real_inputs(model, SEEDS[-1] + 1, padded=False)["input_ids"].to(next(model.parameters()).device)
     options = {
         "max_new_tokens": new_tokens,
         "do_sample": False,
@@ -116,5 +142,5 @@ def _greedy(source: Any, grown: Any, new_tokens: int = 8) -> bool | None:
         "attention_mask": torch.ones_like(ids),
     }
     with torch.no_grad():
-        a, b = source.generate(ids, **options), grown.generate(ids, **options)
-    return bool(a.shape == b.shape and (a == b).all())
+        tokens: Tensor = model.generate(ids, **options)
+    return tokens

@@ -10,16 +10,16 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from surgeon.axes.maps import NEW, copies_of
+from surgeon.axes.store import Axis
+from surgeon.graph.calls import Call
+from surgeon.graph.inference import is_float
 from surgeon.planning.plan import Plan
-
-SAMPLE = 64  # places per other axis
 
 
 @dataclass(frozen=True)
@@ -35,40 +35,70 @@ class Asymmetry:
     asymmetry: float
 
 
-def gradient_asymmetry(plan: Plan, gradients: Mapping[str, Tensor]) -> list[Asymmetry]:
-    """Per grown dim, the largest asymmetry over the parameters that it produces or feeds.
-
-    Args:
-        gradients: of the grown parameters, by name.
-    """
-    store = plan.anatomy.store
-    found: dict[tuple[str, int, int], list[float]] = {}
-    for name, gradient in gradients.items():
-        transform = plan.transforms.get(name)
-        if transform is None:
+def watched_nodes(plan: Plan) -> frozenset[str]:
+    """For each group of grown dims the first, middle and last op that makes its channels from a
+    parameter. What reaches a copy's output is what its weights' gradients are made of."""
+    groups: dict[str, list[str]] = {}
+    for name, call in plan.anatomy.calls.items():
+        outputs = plan.anatomy.values[name]
+        if len(outputs) != 1 or outputs[0] is None or not is_float(call.node) or not _produces(call, plan):
             continue
-        axes = plan.anatomy.parameter_axes(name)
-        for dim, (axis, growth) in enumerate(zip(axes, transform.axes, strict=True)):
-            if growth.index is None:
-                continue
-            value = _apart(gradient, dim, growth.index, growth.size)
-            for leaf in dict.fromkeys(store.leaves(axis)):
-                if leaf in plan.maps.dims:
-                    label = re.sub(r"\.\d+\.", ".*.", store.labels[leaf])
-                    key = label, store.sizes[leaf], len(plan.maps.dims[leaf])
-                    found.setdefault(key, []).append(value)
-    return [Asymmetry(label, s, t, max(values)) for (label, s, t), values in found.items()]
+        for axis in outputs[0].axes:
+            for label, _, _ in _grown(plan, axis):
+                groups.setdefault(label, []).append(name)
+    return frozenset(n for names in groups.values() for n in (names[0], names[len(names) // 2], names[-1]))
+
+
+def _produces(call: Call, plan: Plan) -> bool:
+    """Whether an op reads a parameter of which it copies an axis that grows."""
+    parameters = plan.anatomy.captured.parameters
+    for node, _ in call.tensors():
+        transform = plan.transforms.get(parameters.get(node.name, ""))
+        if transform and any(a.index is not None and a.spread is None for a in transform.axes):
+            return True
+    return False
+
+
+def _grown(plan: Plan, axis: Axis) -> list[tuple[str, int, int]]:
+    """Label, size and target size of each grown dim of an axis."""
+    store = plan.anatomy.store
+    return [
+        (re.sub(r"\.\d+\.", ".*.", store.labels[leaf]), store.sizes[leaf], len(plan.maps.dims[leaf]))
+        for leaf in dict.fromkeys(store.leaves(axis))
+        if leaf in plan.maps.dims
+    ]
+
+
+def gradient_asymmetry(plan: Plan, output: Tensor, watched: Mapping[str, Tensor]) -> tuple[Asymmetry, ...]:
+    """Per group of grown dims the largest asymmetry over the watched values, for the gradient of a
+    random linear functional of the first output's log-softmax.
+
+    Raises RuntimeError or UserWarning when an op on the way has no backward.
+    """
+    if not watched:
+        return ()
+    generator = torch.Generator().manual_seed(0)
+    with torch.enable_grad(), warnings.catch_warnings():
+        # torch only warns that gradients stop at such an op; figures from them would be wrong.
+        warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
+        weight = torch.randn(output.shape, generator=generator).to(output)
+        (torch.nn.functional.log_softmax(output, -1) * weight).mean().backward()
+    found: dict[tuple[str, int, int], list[float]] = {}
+    for name, value in watched.items():
+        axes = plan.anatomy.values[name][0]
+        if value.grad is None or axes is None:
+            continue
+        for dim, axis in enumerate(axes.axes):
+            for key in _grown(plan, axis):
+                index, size = plan.maps.index(axis), plan.anatomy.store.size(axis)
+                found.setdefault(key, []).append(_apart(value.grad, dim, index, size))
+    return tuple(Asymmetry(*key, max(values)) for key, values in found.items())
 
 
 def _apart(gradient: Tensor, dim: int, index: np.ndarray, size: int) -> float:
-    """``‖g - mean of g over copies‖ / ‖g‖`` along one axis, over the places of the other axes where the
-    gradient is largest: copies are compared place by place, so a sample of places is enough."""
-    for other in range(gradient.ndim):
-        if other != dim and gradient.shape[other] > SAMPLE:
-            size_of = gradient.abs().amax([i for i in range(gradient.ndim) if i != other])
-            gradient = gradient.index_select(other, size_of.topk(SAMPLE).indices)
+    """``‖g - mean of g over copies‖ / ‖g‖`` along one axis."""
     kept = np.flatnonzero(index != NEW)
-    rows = gradient.double().index_select(dim, torch.from_numpy(kept).to(gradient.device))
+    rows = gradient.index_select(dim, torch.from_numpy(kept).to(gradient.device))
     source = torch.from_numpy(index[kept]).to(gradient.device)
     shape = list(rows.shape)
     shape[dim] = size
@@ -77,46 +107,3 @@ def _apart(gradient: Tensor, dim: int, index: np.ndarray, size: int) -> float:
     means = torch.zeros(shape, dtype=rows.dtype, device=rows.device).index_add_(dim, source, rows) / counts
     norm = float(rows.norm())
     return float((rows - means.index_select(dim, source)).norm()) / norm if norm else 0.0
-
-
-def sample(plan: Plan) -> frozenset[str]:
-    """For each group of grown dims a few parameters that have them: the first, middle and last."""
-    groups: dict[str, list[str]] = {}
-    for name, transform in plan.transforms.items():
-        for axis, growth in zip(plan.anatomy.parameter_axes(name), transform.axes, strict=True):
-            if growth.index is not None:
-                for dim in plan.anatomy.store.leaves(axis):
-                    label = re.sub(r"\.\d+\.", ".*.", plan.anatomy.store.labels[dim])
-                    groups.setdefault(label, []).append(name)
-    return frozenset(n for names in groups.values() for n in (names[0], names[len(names) // 2], names[-1]))
-
-
-def backward(model: torch.nn.Module, inputs: Mapping[str, object], plan: Plan) -> dict[str, Tensor]:
-    """The gradients of a random linear functional of the model's first output, by parameter name, for
-    a sample of the parameters that grew."""
-    chosen = sample(plan)
-    if not chosen:
-        return {}
-    generator = torch.Generator().manual_seed(0)
-    trained = {n: p.requires_grad for n, p in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(plan.aliases.get(name, name) in chosen)
-    with torch.enable_grad(), warnings.catch_warnings():
-        # torch only warns that gradients stop at such an op; figures from them would be wrong.
-        warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
-        output = first_tensor(model(**inputs))
-        weight = torch.randn(output.shape, generator=generator).to(output)
-        (torch.nn.functional.log_softmax(output, -1) * weight).mean().backward()
-    gradients = {plan.aliases.get(n, n): p.grad for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained[name])
-    return gradients
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The first floating tensor of a model's output, whatever holds it."""
-    if isinstance(output, Tensor):
-        return output
-    values = output if isinstance(output, (tuple, list)) else output.values()
-    return next(first_tensor(v) for v in values if isinstance(v, (Tensor, tuple, list, dict)))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import surgeon
 from surgeon.checkpoints.reading import DTYPES, INDEX, SINGLE, open_checkpoint
-from surgeon.checkpoints.writing import Spec, set_aside, staging, write_checkpoint
+from surgeon.checkpoints.writing import BLOCKS_UNDER_WAY, Spec, set_aside, staging, write_checkpoint
 from surgeon.errors import CheckpointError
 
 TENSORS = {
@@ -38,7 +39,7 @@ def llama() -> LlamaForCausalLM:
 
 def test_one_file(tmp_path: Path) -> None:
     counts: list[int] = []
-    write_checkpoint(tmp_path, SPECS, lambda name: TENSORS[name], counts.append)
+    write_checkpoint(tmp_path, SPECS, lambda name: (TENSORS[name],), counts.append)
     loaded = load_file(tmp_path / SINGLE)
     assert loaded.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -50,7 +51,7 @@ def test_one_file(tmp_path: Path) -> None:
 
 def test_a_tensor_that_is_not_laid_out_in_order_is_written_in_order(tmp_path: Path) -> None:
     tensor = torch.arange(12.0).reshape(3, 4).t()
-    write_checkpoint(tmp_path, [Spec("t", (4, 3), torch.float32)], lambda name: tensor)
+    write_checkpoint(tmp_path, [Spec("t", (4, 3), torch.float32)], lambda name: (tensor,))
     assert torch.equal(load_file(tmp_path / SINGLE)["t"], tensor)
 
 
@@ -58,7 +59,7 @@ def test_shards_load_with_transformers(tmp_path: Path) -> None:
     model = llama()
     state = {n: t for n, t in model.state_dict().items()}
     specs = [Spec(n, tuple(t.shape), t.dtype) for n, t in sorted(state.items())]
-    write_checkpoint(tmp_path, specs, lambda name: state[name], shard_bytes=3000)
+    write_checkpoint(tmp_path, specs, lambda name: (state[name],), shard_bytes=3000)
     model.config.save_pretrained(tmp_path)
     index = json.loads((tmp_path / INDEX).read_text())
     assert len(set(index["weight_map"].values())) > 2
@@ -139,27 +140,31 @@ def test_a_file_is_what_safetensors_itself_writes_byte_for_byte(tmp_path: Path) 
     tensors = {f"{d}{i}": torch.ones(3 - i).to(d) for i in range(2) for d in DTYPES.values()}
     tensors |= {"é": torch.ones(1), **TENSORS}
     specs = [Spec(n, tuple(t.shape), t.dtype) for n, t in tensors.items()]
-    write_checkpoint(tmp_path, specs, lambda name: tensors[name])
+    write_checkpoint(tmp_path, specs, lambda name: (tensors[name],))
     assert (tmp_path / SINGLE).read_bytes() == save(tensors, metadata={"format": "pt"})
 
 
-def test_one_tensor_at_a_time_is_produced(tmp_path: Path) -> None:
+def test_few_blocks_at_a_time_are_in_memory(tmp_path: Path) -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
 
-    def produce(name: str) -> torch.Tensor:
-        assert not any(ref() is not None for ref in alive)
-        tensor = torch.ones(100)
-        alive.append(weakref.ref(tensor))
-        return tensor
+    def produce(name: str) -> Iterator[torch.Tensor]:
+        for _ in range(10):
+            assert sum(ref() is not None for ref in alive) <= BLOCKS_UNDER_WAY
+            tensor = torch.full((10, 3), len(alive))
+            alive.append(weakref.ref(tensor))
+            yield tensor
+            del tensor
 
-    write_checkpoint(tmp_path, [Spec(f"t{i}", (100,), torch.float32) for i in range(4)], produce)
-    assert len(alive) == 4
+    write_checkpoint(tmp_path, [Spec(f"t{i}", (100, 3), torch.int64) for i in range(4)], produce)
+    assert len(alive) == 40
+    written = load_file(tmp_path / SINGLE)
+    assert torch.equal(torch.cat([written[f"t{i}"] for i in range(4)])[::10, 0], torch.arange(40))
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught, staging(tmp_path / "new" / "out", False) as folder:
         (folder / SINGLE).symlink_to("/dev/full")
-        write_checkpoint(folder, SPECS, lambda name: TENSORS[name])
+        write_checkpoint(folder, SPECS, lambda name: (TENSORS[name],))
     assert str(caught.value) == "\n".join(
         [
             f"error[S411]: the disk of {tmp_path / 'new'} is full",

@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,12 +145,12 @@ def test_an_output_that_fails_its_proof_is_kept_aside(
 ) -> None:
     from surgeon import operations
 
-    real = operations.expand
+    real = operations.blocks
 
-    def off(*args: object, **kwargs: object) -> torch.Tensor:
-        return real(*args, **kwargs) * 1.5  # type: ignore[arg-type]
+    def off(*args: Any) -> Iterator[torch.Tensor]:
+        yield from (block * 1.5 for block in real(*args))
 
-    monkeypatch.setattr(operations, "expand", off)
+    monkeypatch.setattr(operations, "blocks", off)
     out = tmp_path / "grown"
     assert run(monkeypatch, "apply", "grow", model, "--out", out, "--device", "cpu") == 1
     assert "kept aside" in capsys.readouterr().err

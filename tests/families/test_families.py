@@ -174,7 +174,7 @@ def test_growing_by_one_changes_nothing(tmp_path: Path) -> None:
 
 def test_not_a_number_is_no_agreement(tmp_path: Path) -> None:
     """A grown model that answers NaN is not preserved, in the stock check as in the exact one."""
-    from surgeon.verification.native import compare_stock
+    from surgeon.verification.native import compare_stock, observe
 
     source = tiny.llama(2)
     folder = tiny.save(source, tmp_path / "source", torch.float32)
@@ -183,7 +183,7 @@ def test_not_a_number_is_no_agreement(tmp_path: Path) -> None:
     broken.load_state_dict(source.state_dict())
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
-    wide = type(source).from_pretrained(folder, dtype=torch.float64)
-    source = source.float()
-    assert compare_stock(plan, source, wide, source).passed
-    assert not compare_stock(plan, source, wide, broken.float()).passed
+    wide = observe(source.double(), torch.float64)
+    seen = observe(source.float(), torch.float32)
+    assert compare_stock(plan, seen, wide, seen).passed
+    assert not compare_stock(plan, seen, wide, observe(broken.float(), torch.float32)).passed

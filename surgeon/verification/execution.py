@@ -1,0 +1,121 @@
+"""Nodes of a graph executed one by one in float64, parameters read a few rows at a time.
+
+In-graph casts are promoted, so the only error left is float64's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils.checkpoint import checkpoint
+
+from surgeon.axes.maps import Index
+from surgeon.graph.capture import op_name
+from surgeon.rewriting.weights import row_blocks
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter that is not in memory: `take` gives the asked rows of it in float64, None all."""
+
+    shape: tuple[int, ...]
+    take: Callable[[Index | None], Tensor]
+
+
+def promoted(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def schedule(nodes: list[fx.Node]) -> list[fx.Node]:
+    """The nodes in order, each parameter and input put off until its first reader: what is read early
+    would stay in memory until then."""
+    order: dict[fx.Node, None] = {}
+    for node in nodes:
+        if node.op != "placeholder":
+            for used in node.all_input_nodes:
+                order.setdefault(used)
+            order.setdefault(node)
+    return list(order)
+
+
+@dataclass
+class Executor:
+    """Runs nodes on a device; `values` holds what is still to be read, by node name."""
+
+    device: torch.device
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, node: fx.Node, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Execute one node with `args` as given; nodes among them are replaced by their values."""
+        name = op_name(node)
+        if name.startswith("aten._assert_tensor_metadata"):
+            return None
+        given = fx.map_arg(args, lambda n: self.values[n.name])
+        named = {k: self._promote(k, v) for k, v in kwargs.items()}
+        named = fx.map_arg(named, lambda n: self.values[n.name])
+        rowwise = ROWWISE.get(name)
+        if rowwise is not None:
+            result = rowwise(*given)
+            if result is not None:
+                return result
+        given, named = _whole(given), _whole(named)
+        real = tuple(
+            torch.float64 if isinstance(a, torch.dtype) and a.is_floating_point else a for a in given
+        )
+        assert callable(node.target)
+        return node.target(*real, **named)
+
+    def _promote(self, key: str, value: Any) -> Any:
+        if key == "device" and value is not None:
+            return self.device
+        if isinstance(value, torch.dtype) and value.is_floating_point:
+            return torch.float64
+        return value
+
+
+def _whole(value: Any) -> Any:
+    """`value` with every parameter in it read whole."""
+    if isinstance(value, Weight):
+        return value.take(None)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_whole(v) for v in value)
+    return {k: _whole(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+# ── ops that read a large parameter row by row: a layout of the same arithmetic, not a meaning of the op ──
+
+
+def _linear(x: Any, weight: Any, bias: Any = None, *_: Any) -> Tensor | None:
+    if not isinstance(weight, Weight) or not isinstance(x, Tensor):
+        return None
+    added = _whole(bias)
+
+    def some(x: Tensor, rows: Index | None) -> Tensor:
+        part = added if added is None or rows is None else added[int(rows[0]) : int(rows[-1]) + 1]
+        return torch.nn.functional.linear(x, weight.take(rows), part)
+
+    parts = []
+    for rows in row_blocks(weight.shape):
+        if torch.is_grad_enabled() and x.requires_grad:  # read the rows again for the backward pass
+            parts.append(checkpoint(some, x, rows, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(some(x, rows))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _embedding(weight: Any, ids: Any, *_: Any) -> Tensor | None:
+    if not isinstance(weight, Weight) or not isinstance(ids, Tensor):
+        return None
+    asked, place = ids.unique(return_inverse=True)
+    return weight.take(np.asarray(asked.cpu()))[place]
+
+
+ROWWISE: Mapping[str, Callable[..., Tensor | None]] = {
+    "aten.linear.default": _linear,
+    "aten.embedding.default": _embedding,
+}

@@ -1,0 +1,67 @@
+"""What the grown model must hold at every node: ``v' = σ·E(v)``, and how far a value is from it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surgeon.axes.maps import NEW
+from surgeon.planning.plan import Plan
+
+
+def expected(value: Tensor, name: str, output: int, plan: Plan) -> tuple[Tensor, Tensor | None]:
+    """``σ·E(v)`` for one tensor of the source graph, and the mask of channels that are not new."""
+    axes = plan.anatomy.values[name][output]
+    assert axes is not None
+    out, mask = value, None
+    for dim, axis in enumerate(axes.axes):
+        if not plan.maps.grows(axis):
+            continue
+        index = plan.maps.index(axis)
+        out = out.index_select(dim, torch.from_numpy(np.maximum(index, 0)).to(out.device))
+        if (index == NEW).any():
+            here = torch.from_numpy(index != NEW).to(out.device)
+            here = here.reshape([-1 if i == dim else 1 for i in range(out.ndim)])
+            mask = here if mask is None else mask & here
+    cells = plan.equations.cells.get(name)
+    if cells is not None and output < len(cells) and cells[output] is not None and out.is_floating_point():
+        numbers = np.vectorize(plan.equations.system.value, otypes=[np.float64])(cells[output])
+        if (numbers != 1.0).any():
+            factors = torch.from_numpy(np.array(numbers)).to(out)
+            for dim, axis in enumerate(axes.axes):
+                if factors.shape[dim] > 1:
+                    parts = torch.from_numpy(plan.maps.parts(axis)).to(out.device)
+                    factors = factors.index_select(dim, parts)
+            out = out * factors
+    return out, mask
+
+
+def difference(grown: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
+    """The largest difference relative to the largest magnitude; infinities must agree."""
+    if grown.shape != wanted.shape:
+        return float("inf")
+    if not grown.is_floating_point():
+        return 0.0 if torch.equal(grown, wanted) else float("inf")
+    if mask is not None:
+        keep = mask.expand(wanted.shape)
+        grown, wanted = grown.masked_fill(~keep, 0), wanted.masked_fill(~keep, 0)
+    if grown.numel() == 0:
+        return 0.0
+    same = grown == wanted  # infinities of one sign, too
+    gap = torch.where(same, 0.0, (grown - wanted).abs())
+    worst = float(gap.max())
+    return float("inf") if worst != worst else worst / largest(wanted)
+
+
+def largest(value: Tensor) -> float:
+    """The largest finite magnitude, never zero."""
+    if not value.numel():
+        return 1.0
+    magnitude = max(abs(float(end)) for end in value.aminmax())
+    if not math.isfinite(magnitude):
+        finite = value[torch.isfinite(value)].abs()
+        magnitude = float(finite.max()) if finite.numel() else 1.0
+    return max(magnitude, 1e-300)

@@ -1,0 +1,81 @@
+"""A stock model whose weights stay in its folder and are read whenever a module asks for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.checkpoints.reading import Checkpoint
+from surgeon.models.native import disk_names
+
+SAMPLE = 64  # elements that must agree with what stock loaded
+
+
+class Shelf(dict[str, Any]):
+    """A module's parameters: asking for one reads it, and it is gone when the caller is done with it.
+    Listing them shows stand-ins of the right shape, dtype and device, which take no memory."""
+
+    def __init__(self, held: dict[str, Any], readers: dict[str, Any]):
+        super().__init__(held)
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> Any:
+        read = self._readers.get(name)
+        return super().__getitem__(name) if read is None else read()
+
+
+def shelve(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Put back the parameters of a model that stock transformers loaded from `checkpoint`.
+
+    A parameter that is not one tensor of the checkpoint stays as stock loaded it.
+
+    Args:
+        dtype: that floating weights are read in; None for those in which stock loaded them.
+    """
+    on_disk = _disk_names(model, checkpoint)
+    listed: dict[int, nn.Parameter] = {}  # one for every name of a tied parameter
+    for module in model.modules():
+        readers = {}
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            disk = on_disk.get(id(parameter))
+            wanted = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
+            shown: Tensor = parameter
+            if disk is not None and _same(parameter, checkpoint.read(disk)):
+                readers[name] = _reader(checkpoint, disk, wanted, device)
+                shown = torch.zeros((), dtype=wanted, device=device).expand(parameter.shape)
+            if id(parameter) not in listed:
+                listed[id(parameter)] = nn.Parameter(shown.to(device, wanted), requires_grad=False)
+            module._parameters[name] = listed[id(parameter)]
+        module._parameters = Shelf(module._parameters, readers)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                floating = dtype if buffer.is_floating_point() else None
+                module._buffers[name] = buffer.to(device, floating or buffer.dtype)
+
+
+def _disk_names(model: nn.Module, checkpoint: Checkpoint) -> dict[int, str]:
+    """For each parameter of a model, by identity, the name it is stored under."""
+    names = disk_names(model, checkpoint.entries)
+    return {
+        id(parameter): names[name]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name in names
+    }
+
+
+def _same(parameter: Tensor, stored: Tensor) -> bool:
+    if parameter.shape != stored.shape:
+        return False
+    ours = stored.flatten()[:SAMPLE].to(parameter.dtype)
+    return torch.equal(parameter.detach().flatten()[:SAMPLE], ours)
+
+
+def _reader(checkpoint: Checkpoint, disk: str, dtype: torch.dtype, device: torch.device) -> Any:
+    def read() -> nn.Parameter:
+        return nn.Parameter(checkpoint.read(disk).to(device, dtype), requires_grad=False)
+
+    return read
