@@ -38,6 +38,7 @@ class Subject:
     module: nn.Module = field(repr=False)
     anatomy: Anatomy = field(repr=False)
     buffers: Mapping[str, Tensor] = field(repr=False)
+    known: frozenset[str] = field(repr=False)  # ops that have a rule
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,18 @@ class Surgery:
 def examine(source: Source, program: Program | None = None, stage: Stage = quiet) -> Subject:
     """Capture a model and infer its dims. Raises ModelError S210, S211, S220."""
     rules = (*builtin_rules(), *(program.rules if program else ()))
+    known = frozenset(name for rule in rules for name in rule.names)
     stage("tracing the model")
     if isinstance(source, TransformersSource):
         module, buffers = build_meta(source.config, source.model_class)
-        captured = capture(module, (), example_inputs(module))
+        captured = capture(module, (), example_inputs(module), known=known)
     else:
         module = source.module
         buffers = {name: b.detach() for name, b in module.named_buffers()}
-        captured = capture(module, source.args, source.kwargs, dynamic_batch(source.args, source.kwargs))
+        shapes = dynamic_batch(source.args, source.kwargs)
+        captured = capture(module, source.args, source.kwargs, shapes, known)
     stage("inferring dims")
-    return Subject(source, module, infer(captured, rules), buffers)
+    return Subject(source, module, infer(captured, rules), buffers, known)
 
 
 def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = quiet) -> Surgery:
@@ -88,7 +91,7 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     stage("tracing the grown class")
     config = build_config(source.config, changes)
     grown_module, grown_buffers = build_meta(config, source.model_class)
-    grown = capture(grown_module, (), example_inputs(subject.module))
+    grown = capture(grown_module, (), example_inputs(subject.module), known=subject.known)
     stage("planning")
     native = compare(anatomy, grown, subject.buffers, grown_buffers)
     before = {name: (read(name), value) for name, value in changes.items()}

@@ -131,9 +131,10 @@ class Row(nn.Module):
 def _benches(several: Sequence[Sample], rules: tuple[OpRule, ...], glue: Any) -> Iterator[Bench]:
     """The samples captured together; where that fails, or one of them breaks the plan of all, in halves."""
     bench = None
+    known = frozenset(name for rule in rules for name in rule.names)
     try:
         row = Row(several, glue)
-        bench = Bench(several, row, capture(row), rules)
+        bench = Bench(several, row, capture(row, known=known), rules)
     except ModelError:
         pass
     if bench is not None and (bench.broken is None or len(several) == 1):

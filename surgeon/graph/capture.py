@@ -1,15 +1,16 @@
 """A module captured as a flat torch.fx graph of aten ops.
 
-``torch.export`` (non-strict) traces the module on the meta device with batch and sequence symbolic;
-``run_decompositions({})`` then removes in-place ops and inlines nested regions, and keeps linear,
-norms and attention whole.
+``torch.export`` (non-strict) traces the module on the meta device. A graph with in-place ops, nested
+regions, or composite ops that no rule speaks of is traced once more by ``run_decompositions({})``, which
+takes them apart and keeps linear, norms and attention whole; most models have none, and it would take
+longer than the first trace.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,8 +57,10 @@ def capture(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    known: Container[str] = frozenset(),
 ) -> Captured:
-    """Capture `module` (in eval mode, on any device; meta is enough).
+    """Capture `module` (in eval mode, on any device; meta is enough). `known` are the ops, by name with
+    or without overload, that have a rule and need not be taken apart.
 
     Raises ModelError S210 with the place in the model where it cannot be captured.
     """
@@ -66,10 +69,24 @@ def capture(
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = _export(module, tuple(args), kwargs, dynamic_shapes)
-            program = program.run_decompositions({})
+            if not all(_is_plain(node, known) for node in program.graph.nodes):
+                program = program.run_decompositions({})
     except Exception as error:
         raise _refusal(module, error) from error
     return describe(program, module)
+
+
+def _is_plain(node: fx.Node, known: Container[str]) -> bool:
+    """Whether a node is one op without side effects, and no composite that only its parts explain."""
+    if node.op != "call_function":
+        return node.op in ("placeholder", "output")
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return not isinstance(target, torch._ops.HigherOrderOperator)
+    name = op_name(node)
+    composite = target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    spoken_of = name in known or name.rpartition(".")[0] in known
+    return not target._schema.is_mutable and (spoken_of or not composite)
 
 
 def dynamic_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -45,6 +45,10 @@ def _changed(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
             given = call.arg(name)
             if isinstance(given, (list, tuple)) and outputs[0] is not None:
                 changed[name] = _sizes(given, outputs[0].axes, maps)
+        parts = call.arg("sizes")  # of unflatten: those of the axes that one axis becomes
+        if isinstance(parts, (list, tuple)) and outputs[0] is not None:
+            at = call.axis_arg(call.arg("dim"), len(call.axes(call.args[0])))
+            changed["sizes"] = _sizes(parts, outputs[0].axes[at : at + len(parts)], maps)
     elif kind == "slice":
         changed.update(_slice(call, maps))
     elif kind == "split" and "unbind" not in str(call.node.target):
@@ -94,12 +98,13 @@ def _split(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
     dim, _ = split_sizes(call, anatomy.store)
     outputs = anatomy.values[call.node.name]
     grown = [maps.target_size(v.axes[dim]) for v in outputs if v is not None]
-    for name in ("split_size", "split_sizes"):
+    for name in ("split_size", "split_sizes", "chunks"):
         given = call.arg(name)
         if isinstance(given, (list, tuple)):
             return {name: grown}
         if isinstance(given, int):
-            if any(size != grown[0] for size in grown[:-1]) or grown[-1] > grown[0]:
+            step = -(-sum(grown) // given) if name == "chunks" else grown[0]
+            if any(size != step for size in grown[:-1]) or grown[-1] > step:
                 raise fail(
                     PlanError,
                     "S324",
@@ -107,5 +112,5 @@ def _split(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
                     notes=(anatomy.where(call.node.name),),
                     help="grow them alike, or split into a list of sizes",
                 )
-            return {name: grown[0]}
+            return {} if name == "chunks" else {name: step}
     return {}

@@ -56,7 +56,7 @@ class Executor:
         if name.startswith("aten._assert_tensor_metadata"):
             return None
         given = fx.map_arg(args, lambda n: self.values[n.name])
-        named = {k: self._promote(k, v) for k, v in kwargs.items()}
+        named = {k: self._promote(v) for k, v in kwargs.items()}
         named = fx.map_arg(named, lambda n: self.values[n.name])
         rowwise = ROWWISE.get(name)
         if rowwise is not None:
@@ -64,14 +64,11 @@ class Executor:
             if result is not None:
                 return result
         given, named = _whole(given), _whole(named)
-        real = tuple(
-            torch.float64 if isinstance(a, torch.dtype) and a.is_floating_point else a for a in given
-        )
         assert callable(node.target)
-        return node.target(*real, **named)
+        return node.target(*(self._promote(a) for a in given), **named)
 
-    def _promote(self, key: str, value: Any) -> Any:
-        if key == "device" and value is not None:
+    def _promote(self, value: Any) -> Any:
+        if isinstance(value, torch.device):
             return self.device
         if isinstance(value, torch.dtype) and value.is_floating_point:
             return torch.float64

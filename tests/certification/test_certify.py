@@ -7,14 +7,7 @@ import pytest
 from surgeon.certification import Finding, certify
 from surgeon.language import builtin_rules, loads
 
-UNTESTED = {
-    # captured as other ops: the decomposition replaces them before a rule is looked up
-    *(f"aten.{n}" for n in ("batch_norm", "contiguous", "to", "lift_fresh_copy", "dropout", "positive")),
-    *(f"aten.{n}" for n in ("reshape", "flatten", "unflatten", "numpy_T", "chunk")),
-    # no tensor comes out
-    "aten._assert_tensor_metadata",
-    "aten.sym_size",
-}
+UNTESTED = {"aten._assert_tensor_metadata", "aten.sym_size"}  # no tensor comes out
 
 
 def finding(text: str) -> Finding:
