@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from surgeon.axes.maps import NEW, Index, copies_of
-from surgeon.planning.transforms import Transform
+from surgeon.planning.transforms import AxisGrowth, Transform
 
 DRAW_ELEMENTS = (
     1 << 16
@@ -38,15 +38,14 @@ def null_space_noise(out: Tensor, transform: Transform, rows: Index | None) -> T
     axis = transform.axes[dim]
     assert axis.index is not None
     noise = _gaussian(transform, rows if dim else None).to(out.device, out.dtype)
-    index = torch.from_numpy(np.maximum(axis.index, 0)).to(out.device)
-    counts = torch.from_numpy(np.maximum(copies_of(axis.index, axis.size), 1)).to(out.device, out.dtype)
-    along = [-1 if i == dim else 1 for i in range(noise.ndim)]
-    shape = list(noise.shape)
-    shape[dim] = axis.size
-    sums = torch.zeros(shape, dtype=out.dtype, device=out.device).index_add_(dim, index, noise)
-    noise -= (sums / counts.reshape(along)).index_select(dim, index)
-    if (axis.index == NEW).any():
-        noise.masked_fill_(torch.from_numpy(axis.index == NEW).to(out.device).reshape(along), 0)
+    if axis.is_clone:
+        copies = noise.unflatten(dim, (axis.copies, axis.size))
+        copies -= copies.mean(dim, keepdim=True)
+    else:
+        noise -= _mean_of_copies(noise, dim, axis)
+        along = [-1 if i == dim else 1 for i in range(noise.ndim)]
+        fresh = torch.from_numpy(axis.index == NEW).to(out.device).reshape(along)
+        noise.masked_fill_(fresh, 0)
     kept = next((i for i in range(noise.ndim) if i not in consumed), None)
     over = [i for i in range(noise.ndim) if i != kept]
     power = noise.square().mean(over, keepdim=True).sqrt()
@@ -54,6 +53,18 @@ def null_space_noise(out: Tensor, transform: Transform, rows: Index | None) -> T
     # One copy of each channel: the null space is empty, and so is the noise.
     level = torch.where(power > 0, signal / power * 10 ** (-transform.noise.snr / 20), 0.0)
     return noise * level
+
+
+def _mean_of_copies(noise: Tensor, dim: int, axis: AxisGrowth) -> Tensor:
+    """For each channel along `dim` the mean over all copies of the same source channel."""
+    assert axis.index is not None
+    index = torch.from_numpy(np.maximum(axis.index, 0)).to(noise.device)
+    counts = torch.from_numpy(np.maximum(copies_of(axis.index, axis.size), 1)).to(noise)
+    shape = list(noise.shape)
+    shape[dim] = axis.size
+    sums = torch.zeros(shape, dtype=noise.dtype, device=noise.device).index_add_(dim, index, noise)
+    along = [-1 if i == dim else 1 for i in range(noise.ndim)]
+    return (sums / counts.reshape(along)).index_select(dim, index)
 
 
 def _consumed(transform: Transform) -> list[int]:
@@ -71,8 +82,13 @@ def _gaussian(transform: Transform, rows: Index | None) -> Tensor:
     for draw in np.unique(draws):
         seed = zlib.crc32(f"{transform.noise.seed}:{draw}".encode())
         drawn = torch.randn((count, *rest), generator=torch.Generator().manual_seed(seed))
-        here = torch.from_numpy(np.flatnonzero(draws == draw))
-        out[here] = drawn[torch.from_numpy(wanted[draws == draw] - draw * count)]
+        places = np.flatnonzero(draws == draw)
+        first, last = int(places[0]), int(places[-1]) + 1
+        taken = wanted[first:last] - draw * count
+        if last - first == len(places) and (np.diff(taken) == 1).all():  # rows in a row: no index needed
+            out[first:last] = drawn[int(taken[0]) : int(taken[-1]) + 1]
+        else:
+            out[torch.from_numpy(places)] = drawn[torch.from_numpy(wanted[places] - draw * count)]
     return out
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,17 +36,36 @@ class Asymmetry:
 
 
 def watched_nodes(plan: Plan) -> frozenset[str]:
-    """For each group of grown dims the first, middle and last op that makes its channels from a
-    parameter. What reaches a copy's output is what its weights' gradients are made of."""
-    groups: dict[str, list[str]] = {}
-    for name, call in plan.anatomy.calls.items():
-        outputs = plan.anatomy.values[name]
-        if len(outputs) != 1 or outputs[0] is None or not is_float(call.node) or not _produces(call, plan):
-            continue
-        for axis in outputs[0].axes:
+    """For each group of grown dims the op, last in the graph, that makes its channels from a parameter
+    and comes before one that tells the copies apart. What reaches a copy's output is what its weights'
+    gradients are made of, and only a sum with uneven shares or noise sends copies different gradients."""
+    makes: dict[str, list[tuple[int, str]]] = {}
+    tells: dict[str, int] = {}
+    for place, (name, call) in enumerate(plan.anatomy.calls.items()):
+        for axis in _told_apart(call, plan):
             for label, _, _ in _grown(plan, axis):
-                groups.setdefault(label, []).append(name)
-    return frozenset(n for names in groups.values() for n in (names[0], names[len(names) // 2], names[-1]))
+                tells[label] = place
+        outputs = plan.anatomy.values[name]
+        if len(outputs) == 1 and outputs[0] is not None and is_float(call.node) and _produces(call, plan):
+            for axis in outputs[0].axes:
+                for label, _, _ in _grown(plan, axis):
+                    makes.setdefault(label, []).append((place, name))
+    return frozenset(
+        max((m for m in made if m[0] < tells.get(label, 0)), default=made[-1])[1]
+        for label, made in makes.items()
+    )
+
+
+def _told_apart(call: Call, plan: Plan) -> Iterator[Axis]:
+    """The axes that an op sums over with shares that are not the same for every copy."""
+    for node, _ in call.tensors():
+        name = plan.anatomy.captured.parameters.get(node.name, "")
+        transform = plan.transforms.get(name)
+        if transform is None:
+            continue
+        for axis, growth in zip(plan.anatomy.parameter_axes(name), transform.axes, strict=True):
+            if growth.spread is not None and (transform.noise or growth.spread.name != "symmetric"):
+                yield axis
 
 
 def _produces(call: Call, plan: Plan) -> bool:
