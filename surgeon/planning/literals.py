@@ -16,7 +16,7 @@ from surgeon.axes.store import Axis
 from surgeon.errors import PlanError, fail
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy
-from surgeon.graph.kinds import convolution_parts, split_sizes
+from surgeon.graph.kinds import convolution_parts, slice_bounds, split_sizes
 
 SHAPE_NAMES = ("size", "shape", "self_size")
 
@@ -76,9 +76,9 @@ def _slice(call: Call, maps: Maps) -> dict[str, Any]:
     if not maps.grows(axis):
         return {}
     if call.arg("step", 1) != 1:  # it starts in the first stride and runs to the end
-        stop = call.arg("end")
-        past = isinstance(stop, int) and stop != sys.maxsize and stop > 0
-        return {"end": maps.target_size(axis)} if past else {}
+        bounds = slice_bounds(call, maps.store.size(axis))
+        assert bounds is not None
+        return {"start": bounds[0], "end": maps.target_size(axis)}
     return {
         name: _bound(given, axis, maps)
         for name in ("start", "end")
