@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 from torch import fx
 
 from surgeon.axes.maps import Maps
@@ -19,6 +20,12 @@ from surgeon.graph.inference import Anatomy
 from surgeon.graph.kinds import convolution_parts, slice_bounds, split_sizes
 
 SHAPE_NAMES = ("size", "shape", "self_size")
+
+
+def any_layout(target: Any) -> Any:
+    """The op to run for `target`: a view fits the layout in memory that it was traced with, which the op
+    before it may choose by its sizes."""
+    return torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target
 
 
 def grown_args(node: fx.Node, anatomy: Anatomy, maps: Maps) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from surgeon.axes.maps import Index
 from surgeon.graph.capture import op_name
+from surgeon.planning.literals import any_layout
 from surgeon.rewriting.weights import row_blocks
 
 
@@ -64,8 +65,9 @@ class Executor:
             if result is not None:
                 return result
         given, named = _whole(given), _whole(named)
-        assert callable(node.target)
-        return node.target(*(self._promote(a) for a in given), **named)
+        target = any_layout(node.target)
+        assert callable(target)
+        return target(*(self._promote(a) for a in given), **named)
 
     def _promote(self, value: Any) -> Any:
         if isinstance(value, torch.device):
