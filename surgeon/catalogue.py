@@ -125,7 +125,8 @@ Nothing is guessed. Write the rule in a .surgery file and `use` it from the reci
 `surgeon dims MODEL` lists what it has.""",
     "S312": """The config has one number for all layers, so the class cannot grow some of them alone.""",
     "S314": """The axis named is several dims, or one dim is asked to grow to two sizes.""",
-    "S315": """An expansion names an axis that the argument does not have.""",
+    "S315": """An expansion names an axis that the argument does not have, or shares out one that the op
+does not sum over. Only a sum over copies can be shared out; everything else is copied.""",
     "S316": """A channel map would leave out a channel of the source.""",
     "S320": """With the grown config the class builds another graph.
 Classes decide by sizes: a projection appears where two sizes differ. Grow them together.""",

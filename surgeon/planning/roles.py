@@ -11,7 +11,7 @@ from torch import fx
 
 from surgeon.errors import PlanError, fail
 from surgeon.graph import signatures
-from surgeon.graph.calls import Call, Value
+from surgeon.graph.calls import Call, Origin, Value
 from surgeon.graph.capture import op_name, place_of
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.kinds import einsum_names, is_transposed
@@ -43,26 +43,36 @@ class Roles:
         return bool(value.origin.axes[axis] & self.shared.get(value.origin.parameter, frozenset()))
 
 
-def summed_axes(call: Call) -> Iterator[tuple[int, fx.Node, int]]:
-    """Argument position, tensor node and axis index for every axis that `call` sums over, of
-    arguments that multiply."""
+@dataclass(frozen=True)
+class Sum:
+    """One axis of one argument that an op multiplies and sums over; what is summed together has one
+    label."""
+
+    position: int
+    node: fx.Node
+    axis: int
+    label: str
+
+
+def summed_axes(call: Call) -> Iterator[Sum]:
+    """Every axis that `call` sums over, of arguments that multiply."""
     kind = call.rule.kind.name if call.rule.kind else ""
     if call.rule.signature:
         names = signatures.summed(call)
         for tensor in signatures.match(call):
             for name, axis in tensor.named.items():
                 if name in names:
-                    yield tensor.position, tensor.node, axis
+                    yield Sum(tensor.position, tensor.node, axis, name)
     elif kind == "einsum":
         operands, result = einsum_names(call)
         for position, (letters, node) in enumerate(zip(operands, call.args[1], strict=True)):
             for axis, letter in enumerate(letters):
                 if letter not in result:
-                    yield position, node, axis
+                    yield Sum(position, node, axis, letter)
     elif kind == "convolution" and not is_transposed(call):
-        yield 1, call.args[1], 1
+        yield Sum(1, call.args[1], 1, "i")
     elif kind == "convolution" and call.arg("groups", 1) == 1:
-        yield 1, call.args[1], 0  # with groups, this axis holds them too, and they are not summed
+        yield Sum(1, call.args[1], 0, "i")  # with groups, this axis holds them too: they are not summed
 
 
 def module_of(call: Call) -> str:
@@ -88,28 +98,31 @@ def braces(pattern: str) -> list[str]:
 
 
 def infer_roles(anatomy: Anatomy, recipe: Recipe) -> Roles:
-    """Collect the uses of every parameter and settle the role of each axis."""
+    """Collect the uses of every parameter and settle the role of each axis. Raises PlanError S315."""
     consumed: dict[str, set[int]] = {}
     copied: dict[str, set[int]] = {}
     first: dict[str, set[int]] = {}
     uses: dict[str, list[Use]] = {}
+    products: list[list[Reading]] = []
     for name, call in anatomy.calls.items():
-        if name in anatomy.refused:
-            summed: dict[str, tuple[int, set[int]]] = {}
-        else:
-            summed = _parameter_sums(call)
+        sums = [] if name in anatomy.refused else list(summed_axes(call))
+        products += _products(call, sums)
+        last = max((s.position for s in sums if _origin(call, s.node)), default=0)
         laid_out = any(v is not None and v.origin is not None for v in anatomy.values[name])
-        for node, value in call.tensors():
+        for position, node, value in _arguments(call):
             if value.origin is None or (laid_out and node is call.args[0]):
                 continue
             parameter = value.origin.parameter
-            position, axes = summed.get(node.name, (0, set()))
-            stated = _stated(call, recipe, position)
+            summed = {s.axis for s in sums if s.position == position}
+            axes = summed if position == last else set()  # of two parameters multiplied, the last shares
+            stated = _stated(call, recipe)
             firsts: set[int] = set()
             for axis, origin in enumerate(value.origin.axes):
                 word = _word(call, stated, position, axis) or ("share" if axis in axes else "copy")
                 if word == "copy":
                     copied.setdefault(parameter, set()).update(origin)
+                elif axis not in summed and name not in anatomy.refused:
+                    raise _not_summed(call, word, position, axis)
                 else:
                     consumed.setdefault(parameter, set()).update(origin)
                 if word == "first":
@@ -117,26 +130,72 @@ def infer_roles(anatomy: Anatomy, recipe: Recipe) -> Roles:
                     firsts |= origin
             here = frozenset().union(*(value.origin.axes[a] for a in axes))
             uses.setdefault(parameter, []).append(Use(call, position, here, frozenset(firsts)))
+    for outputs in (n for n in anatomy.captured.nodes if n.op == "output"):
+        for node in outputs.all_input_nodes:
+            for value in anatomy.values.get(node.name, ()):
+                if value is not None and value.origin is not None:
+                    copied.setdefault(value.origin.parameter, set()).update(*value.origin.axes)
     return Roles(
-        {p: frozenset(axes - copied.get(p, set())) for p, axes in consumed.items()},
+        _settled({p: axes - copied.get(p, set()) for p, axes in consumed.items()}, products),
         {p: frozenset(axes) for p, axes in first.items()},
         {p: tuple(u) for p, u in uses.items()},
     )
 
 
-def _parameter_sums(call: Call) -> dict[str, tuple[int, set[int]]]:
-    """Summed axes per argument that is a parameter; of two parameters multiplied, the last takes
-    the share."""
-    found: dict[str, tuple[int, set[int]]] = {}
-    for position, node, axis in summed_axes(call):
-        value = call.value(node)
-        if value is not None and value.origin is not None:
-            found.setdefault(node.name, (position, set()))[1].add(axis)
-    last = max((position for position, _ in found.values()), default=0)
-    return {name: entry for name, entry in found.items() if entry[0] == last}
+Reading = tuple[str, frozenset[int]]
+"""A parameter, and the axes of it that one axis of an argument holds."""
 
 
-def _stated(call: Call, recipe: Recipe, position: int) -> tuple[Expansion, ...]:
+def _origin(call: Call, node: fx.Node) -> Origin | None:
+    value = call.value(node)
+    return value.origin if value is not None else None
+
+
+def _products(call: Call, sums: list[Sum]) -> Iterator[list[Reading]]:
+    """For each label that a call sums over, the parameters that are multiplied along it."""
+    for label in dict.fromkeys(s.label for s in sums):
+        origins = [(s.axis, _origin(call, s.node)) for s in sums if s.label == label]
+        yield [(o.parameter, o.axes[axis]) for axis, o in origins if o is not None]
+
+
+def _settled(shared: dict[str, set[int]], products: list[list[Reading]]) -> dict[str, frozenset[int]]:
+    """A sum over copies is shared out by one factor alone; and by all parameter axes that were merged
+    into the axis it runs over, or by none. Where that fails, axes are copied instead."""
+    moved = True
+    while moved:
+        moved = False
+        for readings in products:
+            sharing = [(p, axes) for p, axes in readings if axes & shared.get(p, set())]
+            for i, (parameter, axes) in enumerate(sharing):
+                if i < len(sharing) - 1 or not axes <= shared[parameter]:
+                    moved = moved or bool(axes & shared[parameter])
+                    shared[parameter] -= axes
+    return {parameter: frozenset(axes) for parameter, axes in shared.items()}
+
+
+def _arguments(call: Call) -> Iterator[tuple[int, fx.Node, Value]]:
+    """The tensor arguments of a call with their positions; those of a list, with theirs in the list."""
+    for position, arg in enumerate(call.args):
+        items = enumerate(arg) if isinstance(arg, (list, tuple)) else [(position, arg)]
+        for place, item in items:
+            value = call.value(item)
+            if value is not None:
+                yield place, item, value
+
+
+def _not_summed(call: Call, word: str, position: int, axis: int) -> PlanError:
+    assert call.rule.signature is not None
+    return fail(
+        PlanError,
+        "S315",
+        f"the expansion of {call.rule.signature.args[position].name} says {word} for its axis {axis}, "
+        f"which {op_name(call.node)} does not sum over",
+        notes=(str(place_of(call.node)),),
+        help="only what is summed can be shared out over copies; say copy",
+    )
+
+
+def _stated(call: Call, recipe: Recipe) -> tuple[Expansion, ...]:
     """The expansions that the rule or, over it, the recipe states for this op here."""
     op = op_name(call.node)
     for rule in reversed(recipe.expands):
