@@ -50,7 +50,8 @@ class Products(Cellwise):
             if label in kept:
                 continue
             if not any(label in t.shared for t in terms):
-                axis = next((t.axes[t.labels.index(label)] for t in terms if label in t.labels), ())
+                found = [t.axes[t.labels.index(label)] for t in terms if label in t.labels]
+                axis = max(found, key=self.anatomy.store.size, default=())  # one of size one is broadcast
                 shape = [1] * len(order)
                 counts = self.log_counts(axis, name)
                 shape[position] = len(counts)
@@ -71,7 +72,8 @@ class Products(Cellwise):
             labels = [""] * rank
             for axis_name, i in tensor.named.items():
                 labels[i] = axis_name if axis_name not in ("_", "1") else f"_{tensor.argument}{i}"
-                axes_by_name.setdefault(axis_name, tensor.axes[i])
+                if axes_by_name.get(axis_name, ()) == ():  # one of size one is broadcast
+                    axes_by_name[axis_name] = tensor.axes[i]
             rest = [i for i in range(rank) if not labels[i]]
             for back, i in enumerate(reversed(rest), start=1):
                 labels[i] = f"...{back}"
@@ -83,7 +85,7 @@ class Products(Cellwise):
         for role in rule.roles:
             if role.word == "norm":
                 for axis_name in role.axes:
-                    self._uniform_over(axes_by_name[axis_name], name)
+                    self._uniform_over(self._normalized(call) or axes_by_name[axis_name], name)
         multiplied = [term for argument, term in terms.items() if argument not in apart]
         summed = signatures.summed(call)
         outputs: list[Cells | None] = []
@@ -111,6 +113,14 @@ class Products(Cellwise):
                 cells = self.equal_all([cells, spread], name, "a bias of another scale is added")
             outputs.append(cells)
         return outputs + [None] * (len(self.anatomy.values[name]) - len(outputs))
+
+    def _normalized(self, call: Call) -> Axis:
+        """All that `normalized_shape` says statistics run over, where an op has it."""
+        given = call.arg("normalized_shape")
+        if not isinstance(given, (list, tuple)):
+            return ()
+        axes = self.axes_of(call.args[0].name)
+        return tuple(factor for axis in axes[len(axes) - len(given) :] for factor in axis)
 
     def _exact_product(
         self, call: Call, members: tuple[str, ...], terms: dict[str, Term], axes: Mapping[str, Axis]
