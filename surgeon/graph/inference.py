@@ -179,12 +179,12 @@ def _check(outputs: list[Axes], shapes: tuple[tuple[int, ...] | None, ...], stor
 
 
 def _give_up(call: Call, store: Store, rule: OpRule | None, made: bool, conflict: AxisConflict) -> list[Axes]:
-    if made:
-        return pinned_axes(store, call, "S301", "it is made inside the graph")
     code, reason = ("S308", "an op without a rule reads it") if rule is None else ("S302", f"{conflict}")
     for _, value in call.tensors():
         for axis in value.axes:
             store.pin(axis, code, reason)
+    if made:
+        return pinned_axes(store, call, "S301", "it is made inside the graph")
     return pinned_axes(store, call, code, reason)
 
 
