@@ -1,0 +1,135 @@
+"""Growths that random modules and recipes once got wrong, each as the smallest formula that shows it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from surgeon.errors import PlanError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from formula import Formula, grow, numbers, same
+
+Case = tuple[Callable[[Any, Tensor], Any], dict[str, tuple[int, ...]], str]
+
+
+def hidden(m: Any, x: Tensor) -> Tensor:
+    return F.linear(x, m.inward)
+
+
+GROWS: dict[str, Case] = {
+    "a strided slice that counts its start from the end": (
+        lambda m, x: F.linear(hidden(m, x)[:, -6::2], m.out),
+        {"inward": (6, 5), "out": (2, 3)},
+        "inward 0 by 2",
+    ),
+    "one parameter twice in a product": (
+        lambda m, x: torch.einsum("bi,i,i->b", hidden(m, x), m.gain, m.gain),
+        {"inward": (4, 5), "gain": (4,)},
+        "gain 0 by 2",
+    ),
+    "a product over an axis of size one, broadcast": (
+        lambda m, x: torch.einsum("bi,oi->bo", hidden(m, x), m.w) + F.linear(F.linear(x, m.other), m.w * m.gain),
+        {"inward": (1, 5), "w": (2, 4), "gain": (4,), "other": (4, 5)},
+        "w 1 by 2",
+    ),
+    "a merged axis of which one part is shared out": (
+        lambda m, x: (
+            F.linear(torch.tanh(F.linear(torch.tanh(hidden(m, x)), m.w)), m.out)[:, 0]
+            + F.linear(torch.tanh(F.linear(x, m.flat)), m.w.reshape(1, 12))[:, 0]
+        ),
+        {"inward": (4, 5), "w": (3, 4), "out": (2, 3), "flat": (12, 5)},
+        "w 1 by 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("spread", ["symmetric", "uneven(1, 2)", "diagonal", "first"])
+@pytest.mark.parametrize("name", GROWS)
+def test_it_grows_and_computes_the_same(name: str, spread: str, tmp_path: Path) -> None:
+    formula, shapes, line = GROWS[name]
+    module, x = Formula(formula, **shapes), numbers(3, 5)
+    same(grow(module, tmp_path, line, f"spread * with {spread}", x=x), module, numbers(3, 5, seed=2))
+
+
+def _running(m: Any, x: Tensor) -> Tensor:
+    ones = torch.ones(6, dtype=x.dtype)
+    return F.linear(hidden(m, x) * ones, m.out) + F.linear(ones.cumsum(0), m.other)
+
+
+REFUSED: dict[str, tuple[str, Case]] = {
+    "uneven copies under a norm over two axes": (
+        "S330",
+        (
+            lambda m, x: torch.einsum("bot,ho->bht", F.layer_norm(hidden(m, x).transpose(1, 2), (4, 4)), m.out),
+            {"inward": (4, 5), "out": (2, 4)},
+            "inward 0 by 3/2",
+        ),
+    ),
+    "positions of queries under a causal mask": (
+        "S306",
+        (
+            lambda m, x: F.scaled_dot_product_attention(m.q.expand(3, 4, 5), x, x, is_causal=True).mean(1) @ m.out,
+            {"q": (1, 4, 5), "out": (5, 2)},
+            "q 1 by 2",
+        ),
+    ),
+    "an op without a rule reads what is made inside the graph": (
+        "S308",
+        (_running, {"inward": (6, 5), "out": (2, 6), "other": (2, 6)}, "inward 0 by 2"),
+    ),
+    "a merged axis of which the copied part grows": (
+        "S330",
+        (*GROWS["a merged axis of which one part is shared out"][:2], "w 0 by 2"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused(name: str, tmp_path: Path) -> None:
+    code, (formula, shapes, line) = REFUSED[name]
+    x = numbers(3, 4, 5) if code in ("S306",) or "norm" in name else numbers(3, 5)
+    with pytest.raises(PlanError) as caught:
+        grow(Formula(formula, **shapes), tmp_path, line, "spread * with uneven(1, 2)", x=x)
+    assert caught.value.code == code
+    assert "aten." in str(caught.value)
+
+
+@pytest.mark.parametrize("stated", ["weight := share(o) * share(i)", "weight := first(o)", "bias := share(o)"])
+def test_what_is_not_summed_is_not_shared_out(stated: str, tmp_path: Path) -> None:
+    module = Formula(
+        lambda m, x: F.linear(torch.tanh(F.linear(x, m.inward, m.c)), m.out), inward=(6, 5), c=(6,), out=(2, 6)
+    )
+    with pytest.raises(PlanError, match="does not sum over") as caught:
+        grow(module, tmp_path, "inward 0 by 2", f"expand aten.linear {{ {stated} }}", x=numbers(3, 5))
+    assert caught.value.code == "S315"
+
+
+def test_a_parameter_that_is_an_output_is_not_shared_out(tmp_path: Path) -> None:
+    def both(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.linear(torch.tanh(hidden(m, x)), m.out), m.out.t()
+
+    module, x = Formula(both, inward=(4, 5), out=(2, 4)), numbers(3, 5)
+    with pytest.raises(PlanError) as caught:
+        grow(module, tmp_path, "inward 0 by 2", x=x)
+    assert caught.value.code == "S330"
+
+
+def test_a_view_of_what_lies_otherwise_in_memory(tmp_path: Path) -> None:
+    """Attention whose queries and keys are wider than its values lays out its result otherwise."""
+
+    def attend(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (torch.einsum("bti,hid->bhtd", x, w) for w in (m.q, m.k, m.v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return F.linear(mixed.transpose(1, 2).view(3, 4, 9), m.out)
+
+    module = Formula(attend, q=(3, 5, 3), k=(3, 5, 3), v=(3, 5, 3), out=(2, 9))
+    x = numbers(3, 4, 5)
+    same(grow(module, tmp_path, "q 2 by 2", x=x), module, numbers(3, 4, 5, seed=2))
