@@ -36,7 +36,9 @@ GROWS: dict[str, Case] = {
         "gain 0 by 2",
     ),
     "a product over an axis of size one, broadcast": (
-        lambda m, x: torch.einsum("bi,oi->bo", hidden(m, x), m.w) + F.linear(F.linear(x, m.other), m.w * m.gain),
+        lambda m, x: (
+            torch.einsum("bi,oi->bo", hidden(m, x), m.w) + F.linear(F.linear(x, m.other), m.w * m.gain)
+        ),
         {"inward": (1, 5), "w": (2, 4), "gain": (4,), "other": (4, 5)},
         "w 1 by 2",
     ),
@@ -68,7 +70,9 @@ REFUSED: dict[str, tuple[str, Case]] = {
     "uneven copies under a norm over two axes": (
         "S330",
         (
-            lambda m, x: torch.einsum("bot,ho->bht", F.layer_norm(hidden(m, x).transpose(1, 2), (4, 4)), m.out),
+            lambda m, x: torch.einsum(
+                "bot,ho->bht", F.layer_norm(hidden(m, x).transpose(1, 2), (4, 4)), m.out
+            ),
             {"inward": (4, 5), "out": (2, 4)},
             "inward 0 by 3/2",
         ),
@@ -76,7 +80,9 @@ REFUSED: dict[str, tuple[str, Case]] = {
     "positions of queries under a causal mask": (
         "S306",
         (
-            lambda m, x: F.scaled_dot_product_attention(m.q.expand(3, 4, 5), x, x, is_causal=True).mean(1) @ m.out,
+            lambda m, x: (
+                F.scaled_dot_product_attention(m.q.expand(3, 4, 5), x, x, is_causal=True).mean(1) @ m.out
+            ),
             {"q": (1, 4, 5), "out": (5, 2)},
             "q 1 by 2",
         ),
@@ -102,10 +108,15 @@ def test_it_is_refused(name: str, tmp_path: Path) -> None:
     assert "aten." in str(caught.value)
 
 
-@pytest.mark.parametrize("stated", ["weight := share(o) * share(i)", "weight := first(o)", "bias := share(o)"])
+@pytest.mark.parametrize(
+    "stated", ["weight := share(o) * share(i)", "weight := first(o)", "bias := share(o)"]
+)
 def test_what_is_not_summed_is_not_shared_out(stated: str, tmp_path: Path) -> None:
     module = Formula(
-        lambda m, x: F.linear(torch.tanh(F.linear(x, m.inward, m.c)), m.out), inward=(6, 5), c=(6,), out=(2, 6)
+        lambda m, x: F.linear(torch.tanh(F.linear(x, m.inward, m.c)), m.out),
+        inward=(6, 5),
+        c=(6,),
+        out=(2, 6),
     )
     with pytest.raises(PlanError, match="does not sum over") as caught:
         grow(module, tmp_path, "inward 0 by 2", f"expand aten.linear {{ {stated} }}", x=numbers(3, 5))

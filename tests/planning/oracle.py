@@ -1,0 +1,145 @@
+"""Whether a growth did what was asked, judged from outside: by shapes, and by running both modules."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from drawn_ops import BATCH, Blueprint, Drawn, inputs_for
+from drawn_recipes import DrawnRecipe
+from hypothesis import strategies as st
+from torch import Tensor
+
+import surgeon
+from surgeon.errors import SurgeonError
+from surgeon.operations import Result
+
+TOLERANCE = 1e-10  # of float64, through some ten ops, relative to the largest output
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case: ``grown``, ``unchanged``, or the code of the refusal."""
+
+    word: str
+    result: Result | None = None
+
+
+def attempt(blueprint: Blueprint, recipe: DrawnRecipe, seed: int = 0) -> tuple[Drawn, Outcome]:
+    """Apply a recipe to a module. A refusal must be a deliberate one, that names what it refuses."""
+    module = Drawn(blueprint, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "drawn.surgery"
+        file.write_text(recipe.text)
+        try:
+            result = surgeon.apply(file, module, example_inputs=(inputs_for(blueprint, 1),), device="cpu")
+        except SurgeonError as refusal:
+            assert re.fullmatch(r"S[23]\d\d", refusal.code), f"{refusal.code}: {refusal}"
+            assert _names_something(str(refusal)), str(refusal)
+            return module, Outcome(refusal.code)
+    plan = result.plan
+    changed = any(t.changes for t in plan.transforms.values())
+    return module, Outcome("grown" if changed else "unchanged", result)
+
+
+def _names_something(message: str) -> bool:
+    """A message names an op, a stored tensor, or a size: something that can be looked up."""
+    return re.search(r"aten\.\w+|\b[pbv]\d+|d\d+:\d+|\bx\[\d\]|drawn_ops\.py:\d+", message) is not None
+
+
+def as_tuple(out: Any) -> tuple[Tensor, ...]:
+    return out if isinstance(out, tuple) else (out,)
+
+
+def check(blueprint: Blueprint, recipe: DrawnRecipe, seed: int = 0) -> Outcome:
+    """Grow a module and hold the grown one against it; AssertionError where they part."""
+    module, outcome = attempt(blueprint, recipe, seed)
+    result = outcome.result
+    if result is None:
+        return outcome
+    assert result.model is not None
+    before = Drawn(blueprint, seed).state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    check_shapes(blueprint, recipe, result)
+    batches = [BATCH]
+    captured = result.plan.anatomy.captured
+    if any(s is None or s[0] > 1000 for n in captured.inputs for s in captured.shapes[n]):
+        batches.append(BATCH + 2)  # traced with a symbolic batch
+    for number, batch in enumerate(batches):
+        inputs = inputs_for(blueprint, 100 + number, batch)
+        with torch.no_grad():
+            ours, theirs = as_tuple(result.model(inputs)), as_tuple(module(inputs))
+        assert len(ours) == len(theirs)
+        for i, (grown, source) in enumerate(zip(ours, theirs, strict=True)):
+            wanted = copied(source, result, i)
+            assert grown.dtype == torch.float64 and grown.shape == wanted.shape
+            limit = TOLERANCE * max(1.0, float(wanted.abs().max()))
+            assert float((grown - wanted).abs().max()) <= limit, f"output {i} is another function"
+    return outcome
+
+
+def copied(source: Tensor, result: Result, number: int) -> Tensor:
+    """The source's output with the channels of its axes copied as the plan says; an axis that is one dim
+    must be a clone, channel ``j mod size``, and every channel must have a copy."""
+    plan = result.plan
+    (node,) = (n for n in plan.anatomy.captured.graph.nodes if n.op == "output")
+    value = plan.anatomy.values[node.args[0][number].name][0]
+    assert value is not None
+    out = source
+    for dim, axis in enumerate(value.axes):
+        axis = plan.anatomy.store.resolve(axis)
+        if not plan.maps.grows(axis):
+            continue
+        index, size = plan.maps.index(axis), source.shape[dim]
+        assert set(index.tolist()) == set(range(size))
+        if len(axis) == 1 and isinstance(axis[0], int):
+            np.testing.assert_array_equal(index, np.arange(len(index)) % size)
+        out = out.index_select(dim, torch.from_numpy(index))
+    return out
+
+
+def check_shapes(blueprint: Blueprint, recipe: DrawnRecipe, result: Result) -> None:
+    """Tensors grow where it was asked, nowhere by less than nothing, and stay tied and in their kind."""
+    model = result.model
+    assert model is not None
+    names = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    anatomy = result.plan.anatomy
+    shapes = {n: s for n, (s, _) in blueprint.stored.items()}
+    assert {n for n in names} == {*shapes, *blueprint.aliases}
+    for alias, name in blueprint.aliases.items():
+        assert names[alias] is names[name]
+    for name, shape in shapes.items():
+        assert all(new >= old for new, old in zip(names[name].shape, shape, strict=True))
+        assert isinstance(names[name], torch.nn.Parameter) == (blueprint.stored[name][1] == "parameter")
+    for growth in recipe.growths:
+        name = blueprint.aliases.get(growth.name, growth.name)
+        old, new = shapes[name][growth.axis], names[name].shape[growth.axis]
+        axis = anatomy.parameter_axes(growth.name)[growth.axis]
+        if len(axis) == 1:
+            assert new == wanted_size(growth.amount, old), (growth, old, new)
+        elif growth.amount != "by 1":
+            assert new >= old
+
+
+def wanted_size(amount: str, size: int) -> int:
+    word, *rest = amount.split()
+    if word == "by":
+        top, _, bottom = rest[0].partition("/")
+        return size * int(top) // int(bottom or 1)
+    return int(rest[0]) if rest[0] != "multiple" else -(-size // int(rest[-1])) * int(rest[-1])
+
+
+@st.composite
+def cases(draw: Callable[[st.SearchStrategy[Any]], Any]) -> tuple[Blueprint, DrawnRecipe]:
+    """A module and a recipe for it."""
+    from drawn_modules import blueprints
+    from drawn_recipes import recipes
+
+    blueprint = draw(blueprints().filter(lambda b: any(max(s) > 1 for s, _ in b.stored.values() if s)))
+    return blueprint, draw(recipes(blueprint))
