@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,20 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.checkpoints.carry import carry_files, write_card, write_surgery
-from surgeon.checkpoints.reading import Checkpoint, open_checkpoint, resolve_names
+from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
 from surgeon.checkpoints.writing import Spec, set_aside, staging, write_checkpoint
 from surgeon.errors import CheckpointError, LanguageError, ModelError, NotPreserved, fail
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
 from surgeon.language.syntax import Program, Recipe
-from surgeon.models.native import disk_names, real_inputs, reason
+from surgeon.models.native import real_inputs, reason
 from surgeon.models.source import ModuleSource, Source, TransformersSource, from_factory_value, open_source
+from surgeon.models.stored import StoredModel, open_stored
 from surgeon.planning.native import compare
 from surgeon.planning.plan import Plan, plan_growth
+from surgeon.rewriting.checkpoint import GrownCheckpoint
 from surgeon.rewriting.graph import GrownModule, export, rewrite
-from surgeon.rewriting.weights import blocks, expand
+from surgeon.rewriting.weights import expand
 from surgeon.subject import Stage, Subject, Surgery, examine, plan_surgery, quiet
 from surgeon.verification.coexecution import Coexecution, Pair, coexecute
 from surgeon.verification.native import WIDER, compare_stock, observe_folder
@@ -165,16 +167,8 @@ def _dtype(name: str | None) -> torch.dtype | None:
 # ── transformers models ──────────────────────────────────────────────────────────────────
 
 
-def _names_on_disk(subject: Subject, checkpoint: Checkpoint) -> dict[str, str]:
-    """Module name to disk name for every tensor that the class loads from a checkpoint."""
-    captured = subject.anatomy.captured
-    shapes = {n: tuple(p.shape) for n, p in subject.module.named_parameters(remove_duplicate=False)}
-    wanted = {name: shapes[name] for name in shapes if captured.aliases.get(name, name) == name}
-    on_disk = disk_names(subject.module, checkpoint.entries)
-    names = resolve_names(wanted, captured.aliases, checkpoint, on_disk)
-    persistent = set(subject.module.state_dict()) - set(shapes)
-    names.update({b: on_disk[b] for b in persistent if b in on_disk})
-    return names
+def _stored(subject: Subject, folder: Path) -> StoredModel:
+    return open_stored(subject.module, subject.anatomy.captured.aliases, open_checkpoint(folder))
 
 
 def _apply_native(
@@ -190,23 +184,12 @@ def _apply_native(
     subject, plan = surgery.subject, surgery.plan
     source = subject.source
     assert isinstance(source, TransformersSource) and source.folder is not None
-    names = _names_on_disk(subject, checkpoint)
-    modules = {disk: name for name, disk in names.items()}
-    specs = [
-        Spec(disk, _target_shape(plan, name, checkpoint, disk), _cast(checkpoint.entries[disk].dtype, dtype))
-        for disk, name in sorted(modules.items())
-    ]
+    assert surgery.module is not None
+    stored = open_stored(subject.module, subject.anatomy.captured.aliases, checkpoint)
+    grown = GrownCheckpoint(stored, plan.transforms, stored.layout.of(surgery.module), dtype, device)
+    specs = grown.specs()
     total = sum(spec.bytes for spec in specs)
-    by_name = {spec.name: spec for spec in specs}
     done = 0
-
-    def produce(disk: str) -> Iterable[Tensor]:
-        tensor = checkpoint.read(disk)
-        transform = plan.transforms.get(modules[disk])
-        if transform is None:
-            return (tensor.to(by_name[disk].dtype),)
-        wanted = by_name[disk].dtype if tensor.is_floating_point() else None
-        return blocks(tensor, transform, wanted, device)
 
     def written(count: int) -> None:
         nonlocal done
@@ -215,15 +198,11 @@ def _apply_native(
 
     with staging(out, force, total) as folder:
         stage("expanding and writing")
-        write_checkpoint(folder, specs, produce, written)
+        write_checkpoint(folder, specs, grown.produce, written)
         carry_files(source.folder, folder)
         _write_config(source, plan, folder, dtype)
         stage("proof: both graphs in float64")
-
-        def read(name: str) -> Tensor:
-            return checkpoint.read(names[name])
-
-        report = _prove_native(surgery, read, source.folder, folder, dtype, device, stage)
+        report = _prove_native(surgery, stored.read, source.folder, folder, dtype, device, stage)
         record = _record(surgery, report, source.name)
         write_surgery(folder, record)
         write_card(folder, source.name, record)
@@ -231,15 +210,6 @@ def _apply_native(
             aside = set_aside(folder, out)
             raise _not_preserved(report, aside)
     return Result(plan, report, None, out)
-
-
-def _target_shape(plan: Plan, name: str, checkpoint: Checkpoint, disk: str) -> tuple[int, ...]:
-    transform = plan.transforms.get(name)
-    return transform.target_shape if transform else checkpoint.entries[disk].shape
-
-
-def _cast(dtype: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
-    return asked if asked is not None and dtype.is_floating_point else dtype
 
 
 def _write_config(source: TransformersSource, plan: Plan, folder: Path, dtype: torch.dtype | None) -> None:
@@ -397,21 +367,20 @@ def verify(source: Any, target: Any, *, device: str = "auto", stage: Stage = qui
             raise fail(ModelError, "S209", f"{given.name}: verify wants two model folders with weights")
     assert isinstance(small, TransformersSource) and isinstance(large, TransformersSource)
     assert small.folder is not None and large.folder is not None
-    old, new = open_checkpoint(small.folder), open_checkpoint(large.folder)
     subject, grown = examine(small, None, stage), examine(large, None, stage)
     recipe = Recipe("verify", (), ())
     native = compare(subject.anatomy, grown.anatomy.captured, subject.buffers, grown.buffers)
     plan = plan_growth(subject.anatomy, recipe, native, grown.anatomy.captured)
-    names, grown_names = _names_on_disk(subject, old), _names_on_disk(grown, new)
-    surgery = Surgery(subject, plan, large.config, grown.buffers)
+    old, new = _stored(subject, small.folder), _stored(grown, large.folder)
+    surgery = Surgery(subject, plan, large.config, grown.module, grown.buffers)
     stage("proof: both graphs in float64")
     return _prove_native(
         surgery,
-        lambda name: old.read(names[name]),
+        old.read,
         small.folder,
         large.folder,
         None,
         where,
         stage,
-        grown=lambda name: new.read(grown_names[name]),
+        grown=new.read,
     )

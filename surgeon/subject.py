@@ -43,12 +43,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Surgery:
-    """A planned growth of a subject; for a transformers model with the grown class's config and
-    buffers."""
+    """A planned growth of a subject; for a transformers model with the grown class's config, its module
+    on meta, and its buffers."""
 
     subject: Subject
     plan: Plan
     config: Any = None
+    module: nn.Module | None = field(default=None, repr=False)
     grown_buffers: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
@@ -96,7 +97,7 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     native = compare(anatomy, grown, subject.buffers, grown_buffers)
     before = {name: (read(name), value) for name, value in changes.items()}
     plan = plan_growth(anatomy, recipe, native, grown, before, notes)
-    return Surgery(subject, plan, config, grown_buffers)
+    return Surgery(subject, plan, config, grown_module, grown_buffers)
 
 
 def _probe(subject: Subject, name: str) -> dict[str, tuple[int, ...]] | None:

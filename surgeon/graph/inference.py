@@ -20,7 +20,7 @@ from surgeon.axes.store import AxisConflict, Pin, Store
 from surgeon.graph import signatures
 from surgeon.graph.calls import Axes, Call, Origin, Value, bind, rule_for, rules_by_name
 from surgeon.graph.capture import Captured, place_of
-from surgeon.graph.kinds import KINDS, fresh_axes, permutation, pinned_axes, squeezed
+from surgeon.graph.kinds import KINDS, fresh_axes, indexed, permutation, pinned_axes, squeezed
 from surgeon.language.syntax import OpRule
 
 Values = dict[str, tuple[Value | None, ...]]
@@ -210,6 +210,12 @@ def _origins(call: Call, store: Store) -> list[Origin | None] | None:
     elif kind in ("select", "split"):
         at = call.axis_arg(call.arg("dim", 0), len(axes))
         return [Origin(value.origin.parameter, axes[:at] + axes[at + 1 :])] * len(call.shapes)
+    elif kind == "index":
+        where, (shape,) = indexed(call), call.shapes
+        if where is None or shape is None:
+            return None
+        chosen = len(shape) - len(axes) + len(where)
+        axes = (*axes[: where[0]], *[frozenset[int]()] * chosen, *axes[where[-1] + 1 :])
     elif kind == "reshape":
         (shape,) = call.shapes
         assert shape is not None

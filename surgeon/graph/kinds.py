@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Store
 from surgeon.graph.calls import Axes, Call, broadcast
 
@@ -182,12 +184,19 @@ def _zip_others(call: Call, store: Store, several: list[Axes], skip: int) -> lis
     return merged
 
 
-def concatenate(call: Call, store: Store) -> Outputs:
+def joined(call: Call, store: Store) -> list[Axes]:
+    """The tensors of a concatenation; empty ones, whatever their rank, add nothing."""
     several = [call.axes(t) for t in call.args[0]]
-    several = [axes for axes in several if axes]
+    return [axes for axes in several if all(store.size(axis) for axis in axes)]
+
+
+def concatenate(call: Call, store: Store) -> Outputs:
+    several = joined(call, store)
+    if not several:
+        raise AxisConflict("nothing is joined", ())
     dim = call.axis_arg(call.arg("dim", 0), len(several[0]))
     out = _zip_others(call, store, several, dim)
-    laid = tuple(axes[dim] for axes in several if store.size(axes[dim]))
+    laid = tuple(axes[dim] for axes in several)
     out[dim] = store.resolve((Cat(laid),))
     return [tuple(out)]
 
@@ -211,9 +220,11 @@ def reduced(call: Call) -> list[int]:
 
 def reduce(call: Call, store: Store) -> Outputs:
     axes, gone = call.axes(call.args[0]), reduced(call)
-    if len(call.shapes) > 1:  # values with their positions
-        for i in gone:
+    for i in gone:
+        if len(call.shapes) > 1:  # values with their positions
             store.pin(axes[i], "S306", "it is read by position")
+        if call.flag == "soft":
+            store.pin(axes[i], "S303", "a softmax runs over it")
     if call.arg("keepdim", False):
         kept = tuple(UNIT if i in gone else axis for i, axis in enumerate(axes))
     else:
@@ -320,32 +331,106 @@ def window(call: Call, store: Store) -> Outputs:
     return outputs
 
 
-def index(call: Call, store: Store) -> Outputs:
-    """``x[i, :, j]``: indexed axes are read by position; axes without an index stay."""
-    axes = list(call.axes(call.args[0]))
+def indexed(call: Call) -> list[int] | None:
+    """The axes that ``x[i, :, j]`` indexes; None where the result is not laid out axis for axis: indices
+    apart from each other, or truth values."""
     if "index_select" in str(call.node.target):
-        dim = call.axis_arg(call.arg("dim"), len(axes))
-        store.pin(axes[dim], "S306", "it is read by position")
-        (chosen,) = call.axes(call.arg("index"))
-        return [(*axes[:dim], chosen, *axes[dim + 1 :])]
+        return [call.axis_arg(call.arg("dim"), len(call.axes(call.args[0])))]
     given: list[Any] = list(call.args[1]) if isinstance(call.args[1], (list, tuple)) else []
     where = [i for i, g in enumerate(given) if g is not None]
-    contiguous = bool(where) and where == list(range(where[0], where[-1] + 1))
-    several = [call.axes(given[i]) for i in where]
-    boolean = any(
-        getattr(getattr(given[i], "meta", {}).get("val"), "dtype", None) is not None
-        and str(given[i].meta["val"].dtype) == "torch.bool"
-        for i in where
-    )
-    if not contiguous or boolean:
+    whole = all(given[i].meta["val"].dtype != torch.bool for i in where)
+    return where if where and whole and where == list(range(where[0], where[-1] + 1)) else None
+
+
+def index(call: Call, store: Store) -> Outputs:
+    """``x[i, :, j]``: indexed axes are read by position; axes without an index stay."""
+    axes, where = call.axes(call.args[0]), indexed(call)
+    if where is None:
         for _, value in call.tensors():
             for axis in value.axes:
                 store.pin(axis, "S306", "it is read by position")
         return pinned_axes(store, call, "S306", "it comes from reading by position")
     for i in where:
         store.pin(axes[i], "S306", "it is read by position")
-    chosen_axes = broadcast(store, several)
-    return [(*axes[: where[0]], *chosen_axes, *axes[where[-1] + 1 :])]
+    chosen = call.arg("index") if call.arg("index") is not None else call.args[1]
+    several = chosen if isinstance(chosen, (list, tuple)) else [chosen]
+    places = broadcast(store, [call.axes(c) for c in several if c is not None])
+    return [(*axes[: where[0]], *places, *axes[where[-1] + 1 :])]
+
+
+def repeat(call: Call, store: Store) -> Outputs:
+    """Every channel several times over: the times are an axis of their own, inside (``interleave``) or
+    outside the repeated one."""
+    (shape,) = call.shapes
+    assert shape is not None
+    axes = call.axes(call.args[0])
+    inside = "interleave" in str(call.node.target)
+    if inside and call.arg("dim") is None:
+        axes = (tuple(factor for axis in axes for factor in axis),)
+    axes = (UNIT,) * (len(shape) - len(axes)) + axes
+    out = []
+    for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
+        old = store.size(axis)
+        if not old or size % old:
+            raise AxisConflict("an axis is repeated by a number known only when the model runs", ())
+        times = store.fresh(size // old, f"{call.node.name}[{i}]")
+        out.append(store.resolve((*axis, *times) if inside else (*times, *axis)))
+    return [tuple(out)]
+
+
+def worked(call: Call) -> list[int]:
+    """The axes that an op like a sort or a running sum works along."""
+    given = call.arg("dims") if "dims" in call.names else call.arg("dim", -1)
+    rank = len(call.axes(call.args[0]))
+    return [call.axis_arg(d, rank) for d in (given if isinstance(given, (list, tuple)) else [given])]
+
+
+def _full(axes: Axes, rank: int, dims: list[int]) -> Axes:
+    """The axes of one of the tensors; one that stands for a single position lacks the axis worked along."""
+    return (*axes[: dims[0]], UNIT, *axes[dims[0] :]) if len(axes) == rank - 1 and len(dims) == 1 else axes
+
+
+def padded(call: Call) -> list[int]:
+    """The axes that a padding changes; the widths are given from the last axis on."""
+    rank, widths = len(call.axes(call.args[0])), list(call.arg("pad"))
+    pairs = [widths[i : i + 2] for i in range(0, len(widths), 2)]
+    return [rank - 1 - i for i, pair in enumerate(pairs) if any(w != 0 for w in pair)]
+
+
+def pad(call: Call, store: Store) -> Outputs:
+    (shape,) = call.shapes
+    assert shape is not None
+    axes = list(call.axes(call.args[0]))
+    for i in padded(call):
+        store.pin(axes[i], "S306", "it is padded to another length")
+        axes[i] = store.fresh(shape[i], f"{call.node.name}[{i}]")
+        store.pin(axes[i], "S306", "it is padded to this length")
+    return [tuple(axes)]
+
+
+def along(call: Call, store: Store) -> Outputs:
+    """One axis (or a few) is read in order; the others go along, in all tensors alike."""
+    axes = list(call.axes(call.args[0]))
+    dims = worked(call)
+    several = [_full(value.axes, len(axes), dims) for _, value in call.tensors()]
+    if not dims or any(len(given) != len(axes) for given in several):
+        raise AxisConflict("it reads its elements in one row", ())
+    for given in several:
+        for i, axis in enumerate(given):
+            if i in dims:
+                store.pin(axis, "S306", "it is read by position")
+            else:
+                axes[i] = store.unify(axes[i], axis)
+    outputs = []
+    for shape in call.shapes:
+        assert shape is not None
+        out = list(axes)
+        for i in dims:
+            if store.size(axes[i]) != shape[i]:
+                out[i] = store.fresh(shape[i], f"{call.node.name}[{i}]")
+                store.pin(out[i], "S306", "it comes from reading by position")
+        outputs.append(tuple(out))
+    return outputs
 
 
 def uniform(call: Call, store: Store) -> Outputs:
@@ -386,6 +471,9 @@ KINDS: dict[str, Callable[[Call, Store], Outputs]] = {
     "convolution": convolution,
     "window": window,
     "index": index,
+    "repeat": repeat,
+    "along": along,
+    "pad": pad,
     "uniform": uniform,
     "made": made,
     "ignore": ignore,

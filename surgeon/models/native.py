@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -131,37 +131,14 @@ def build_meta(config: Any, model_class: Any) -> tuple[nn.Module, dict[str, Tens
 
 
 def _construct(config: Any, model_class: Any) -> nn.Module:
-    try:
-        return model_class._from_config(config, attn_implementation="sdpa")
-    except (ValueError, ImportError):
-        return model_class._from_config(config, attn_implementation="eager")
-
-
-def disk_names(module: Any, on_disk: Iterable[str]) -> dict[str, str]:
-    """Module name to disk name, by the renamings that stock transformers applies when it loads.
-
-    Raises ModelError S221 for tensors that the class stores in another layout than it holds them in.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    conversions = get_model_conversion_mapping(module)
-    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
-    converters = [c for c in conversions if isinstance(c, WeightConverter)]
-    state = module.state_dict()
-    prefix = getattr(module, "base_model_prefix", None)
-    names = {}
-    for disk in on_disk:
-        name, converted = rename_source_key(disk, renamings, converters, prefix, state)
-        if converted is not None:
-            raise fail(
-                ModelError,
-                "S221",
-                f"{disk} is stored in another layout than {type(module).__name__} holds it in",
-                help="load the model and save it with save_original_format=False",
+    """The model with attention as one op, and with experts picked by index: their sizes are then in the
+    graph, where grouped kernels hide them and a loop over experts depends on the tokens."""
+    for attention in ("sdpa", "eager"):
+        with contextlib.suppress(ValueError, ImportError):
+            return model_class._from_config(
+                config, attn_implementation=attention, experts_implementation="batched_mm"
             )
-        names[name] = disk
-    return names
+    return model_class._from_config(config)
 
 
 def _ordinary_ids(config: Any) -> Tensor:

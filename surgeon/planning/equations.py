@@ -13,7 +13,7 @@ from surgeon.axes.maps import NEW, Maps
 from surgeon.axes.store import Axis
 from surgeon.graph.calls import Call
 from surgeon.graph.inference import Anatomy, is_float, is_whole
-from surgeon.graph.kinds import permutation, reduced, split_sizes
+from surgeon.graph.kinds import indexed, padded, permutation, reduced, split_sizes, worked
 from surgeon.planning.cells import Drift
 from surgeon.planning.products import Products
 from surgeon.planning.roles import Roles
@@ -251,9 +251,9 @@ class Equations(Products):
         return np.concatenate(taken, axis=dim)
 
     def _concatenate(self, call: Call) -> Cells:
-        tensors = [t for t in call.args[0] if self.axes_of(t.name)]
+        store = self.anatomy.store
+        tensors = [t for t in call.args[0] if all(store.size(a) for a in self.axes_of(t.name))]
         dim = call.axis_arg(call.arg("dim", 0), len(self.axes_of(tensors[0].name)))
-        tensors = [t for t in tensors if self.anatomy.store.size(self.axes_of(t.name)[dim])]
         return self._joined(
             call, dim, [(self.of(t), self._source_parts(self.axes_of(t.name)[dim])) for t in tensors]
         )
@@ -266,12 +266,16 @@ class Equations(Products):
 
     def _reduce(self, call: Call) -> Cells:
         name, cells = call.node.name, self.of(call.args[0])
+        if call.flag == "soft":
+            self.exact(cells, name, "a softmax reads it")
         axes = self.axes_of(call.args[0].name)
         for i in reduced(call):
             shape = [1] * cells.ndim
             shape[i] = cells.shape[i]
             if call.flag in ("sum", "mean"):
                 cells = cells + self.log_counts(axes[i], name).reshape(shape)
+            if call.flag == "norm":  # the root of a sum of squares
+                cells = cells + self.log_counts(axes[i], name).reshape(shape) / 2
             if call.flag == "mean":
                 cells = cells - self.log_ratio(axes[i])
             if call.flag == "extreme" and NEW in self.maps.index(axes[i]):
@@ -293,9 +297,61 @@ class Equations(Products):
         return np.broadcast_to(cells[tuple(slice(0, n) for n in shape)], shape)
 
     def _index(self, call: Call) -> Cells:
-        for node, _ in call.tensors():
-            self.exact(self.of(node), call.node.name, "it is read by position")
-        return zeros(self.shape(self.axes_of(call.node.name)))
+        name, where = call.node.name, indexed(call)
+        if where is None:
+            for node, _ in call.tensors():
+                self.exact(self.of(node), name, "it is read by position")
+            return zeros(self.shape(self.axes_of(name)))
+        cells = self.of(call.args[0])
+        for i in where:
+            first = np.take(cells, [0], axis=i)
+            self.equal_all([first, cells], name, "channels of different scale are picked from")
+            cells = first
+        shape = self.shape(self.axes_of(name))
+        chosen = len(shape) - cells.ndim + len(where)
+        before, after = cells.shape[: where[0]], cells.shape[where[-1] + 1 :]
+        return np.broadcast_to(cells.reshape((*before, *(1,) * chosen, *after)), shape)
+
+    def _repeat(self, call: Call) -> Cells:
+        cells = self.of(call.args[0])
+        inside = "interleave" in str(call.node.target)
+        if inside and call.arg("dim") is None:
+            cells = cells.reshape(-1)
+        shape = self.shape(self.axes_of(call.node.name))
+        cells = cells.reshape((1,) * (len(shape) - cells.ndim) + cells.shape)
+        for i, size in enumerate(shape):
+            times = size // cells.shape[i]  # of the pieces, if the times were taken apart themselves
+            cells = np.repeat(cells, times, axis=i) if inside else np.concatenate([cells] * times, axis=i)
+        return cells
+
+    def _pad(self, call: Call) -> Cells:
+        cells = self.of(call.args[0])
+        if call.arg("value"):
+            self.exact(cells, call.node.name, "a constant is put beside it")
+        for i in padded(call):
+            first = np.take(cells, [0], axis=i)
+            self.equal_all([first, cells], call.node.name, "pieces of different scale are padded")
+            cells = first
+        return np.broadcast_to(cells, self.shape(self.axes_of(call.node.name)))
+
+    def _along(self, call: Call) -> list[Cells | None]:
+        name, outputs = call.node.name, self.anatomy.values[call.node.name]
+        rank, dims = len(self.axes_of(call.args[0].name)), worked(call)
+        several = [self.of(node) for node, _ in call.tensors() if is_float(node)]
+        several = [c if c.ndim == rank else np.expand_dims(c, dims[0]) for c in several]
+        if call.flag == "nonlinear" or not several:
+            for node, _ in call.tensors():
+                self.exact(self.of(node), name, "it is read by position")
+            return [None if v is None else zeros(self.shape(v.axes)) for v in outputs]
+        cells = self.equal_all(several, name, "values of different scale meet")
+        numbers = [a for a in call.args if isinstance(a, float)]
+        if numbers and any(n != 0 for n in numbers):
+            self.exact(cells, name, "a constant replaces some of it")
+        for i in dims:
+            first = np.take(cells, [0], axis=i)
+            self.equal_all([first, cells], name, "pieces of different scale are read in a row")
+            cells = first
+        return [None if v is None else np.broadcast_to(cells, self.shape(v.axes)) for v in outputs]
 
     def _uniform(self, call: Call) -> list[Cells | None]:
         outputs = self.anatomy.values[call.node.name]

@@ -56,6 +56,8 @@ def _changed(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
         if isinstance(parts, (list, tuple)) and outputs[0] is not None:
             at = call.axis_arg(call.arg("dim"), len(call.axes(call.args[0])))
             changed["sizes"] = _sizes(parts, outputs[0].axes[at : at + len(parts)], maps)
+    elif kind == "repeat":
+        changed.update(_repeat(call, anatomy, maps))
     elif kind == "slice":
         changed.update(_slice(call, maps))
     elif kind == "split" and "unbind" not in str(call.node.target):
@@ -75,6 +77,22 @@ def _sizes(given: Any, axes: Axes, maps: Maps) -> list[Any]:
         maps.target_size(axis) if isinstance(size, int) and size != -1 and maps.grows(axis) else size
         for size, axis in zip(given, axes, strict=True)
     ]
+
+
+def _repeat(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
+    """How often each axis is repeated: the grown sizes, divided."""
+    (out,) = anatomy.values[call.node.name]
+    assert out is not None
+    axes = call.axes(call.args[0])
+    axes = ((),) * (len(out.axes) - len(axes)) + axes
+    dim = call.arg("dim")
+    if isinstance(call.arg("repeats"), int) and dim is None:  # all axes in one row
+        axes = (tuple(factor for axis in call.axes(call.args[0]) for factor in axis),)
+    times = [maps.target_size(b) // maps.target_size(a) for a, b in zip(axes, out.axes, strict=True)]
+    name = "repeats" if "repeats" in call.names else "dims"
+    if isinstance(call.arg("repeats"), int):
+        return {name: times[call.axis_arg(dim, len(axes)) if dim is not None else 0]}
+    return {name: times}
 
 
 def _slice(call: Call, maps: Maps) -> dict[str, Any]:

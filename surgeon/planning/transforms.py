@@ -174,6 +174,8 @@ def _addressed(ops: tuple[str, ...], at: tuple[str, ...], uses: tuple[Use, ...],
     for use in uses:
         op = op_name(use.call.node)
         names = {op, op.rpartition(".")[0], use.call.rule.tag or ""}
+        if use.summed:  # whatever sums over a parameter is linear in it: experts by a batched product, too
+            names.add("linear")
         if ("*" in ops or names & set(ops)) and matches(at, module_of(use.call), name):
             return True
     return False

@@ -66,8 +66,14 @@ def observe_folder(
     """Stock ``from_pretrained`` in the folder's dtype `own`, run in `dtype`. The weights are read anew
     whenever they are used, so that the model is never in memory as a whole."""
     _give_back()
+    # The fused kernels for experts know no float64; the account of noise does not need them.
+    experts = "batched_mm" if dtype == torch.float64 else None
     model, account = model_class.from_pretrained(
-        folder, dtype=own, attn_implementation=None, output_loading_info=True
+        folder,
+        dtype=own,
+        attn_implementation=None,
+        experts_implementation=experts,
+        output_loading_info=True,
     )
     shelve(model.eval(), open_checkpoint(folder), dtype if dtype != own else None, device)
     unloaded = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in account[key])

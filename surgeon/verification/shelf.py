@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import Checkpoint
-from surgeon.models.native import disk_names
+from surgeon.models.layout import disk_names
 
 SAMPLE = 64  # elements that must agree with what stock loaded
 

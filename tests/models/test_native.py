@@ -13,10 +13,10 @@ import transformers as hf
 from torch import nn
 
 from surgeon.errors import ModelError
+from surgeon.models.layout import disk_names
 from surgeon.models.native import (
     build_config,
     build_meta,
-    disk_names,
     example_inputs,
     field_value,
     numeric_fields,

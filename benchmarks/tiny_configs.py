@@ -1,0 +1,121 @@
+"""Tiny configs for any transformers class, made by reading the fields of its default config.
+
+Sizes are small and differ where their meaning differs, so that no two dims can be taken for each other.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+LAYERS = 2
+SIZES: tuple[tuple[str, int], ...] = (  # the first pattern that matches a whole field name decides
+    (r"vocab_size|n_vocab|vocab_size_per_layer_input|padded_vocab_size|text_vocab_size", 97),
+    (r"type_vocab_size|num_labels", 2),
+    (r"(max_|n_|.*_max_)?position(_embedding)?s?|max_position_embeddings|n_ctx|max_seq_len|seq_length", 64),
+    (r"max_sequence_length|max_(source|target)_positions|n_positions|model_max_length|context_length", 64),
+    (r"original_max_position_embeddings", 32),
+    (r"num_(hidden_|encoder_|decoder_|self_attention_)?layers?|n_layers?|(en|de)coder_layers|depth", LAYERS),
+    (r"num_hidden_groups|num_nextn_predict_layers|num_mem_blocks", 1),
+    (r".*(num_)?(key_value|kv)_heads|n_head_kv|multi_query_group_num|num_query_groups|n_kv_heads?", 2),
+    (r".*linear_num_key_heads|.*num_(k|key)_heads", 2),
+    (r".*linear_num_value_heads|.*num_(v|value)_heads", 4),
+    (r".*num_heads|.*attention_heads|n_heads?|num_head|lightning_n_heads?|mamba_n_heads|n_mamba_heads", 4),
+    (r".*qk_rope_head_dim|rotary_dim|.*rope_head_dim", 8),
+    (r".*qk_nope_head_dim", 12),
+    (r".*qk_head_dim", 20),
+    (r".*(v|value)_head_dim", 10),
+    (r"(swa_|global_|.*_)?head_dim|d_kv|attention_head_size|attention_key_size|kv_channels|head_size", 16),
+    (r".*q_lora_rank", 18),
+    (r".*kv_lora_rank", 22),
+    (r".*lora_rank.*|.*low_rank.*", 6),
+    (r"num_experts_per_tok(en)?|moe_top_?k|top_k_experts|experts_per_token|moe_k|num_selected_experts", 2),
+    (r"(moe_)?n_group|topk_group|num_expert_groups?|n_groups?|num_limited_groups?", 1),
+    (r"n_shared_experts|num_shared_experts?|moe_num_shared_experts", 1),
+    (r".*num_(local_|routed_)?experts|n_routed_experts|.*num_experts|n_experts|moe_num_experts", 4),
+    (r"first_k_dense_replace|moe_layer_start_index|num_dense_layers|decoder_start_layer", 1),
+    (r".*shared_expert.*intermediate_size|intermediate_size_mlp|.*shared.*intermediate.*", 28),
+    (r"moe_intermediate_size|expert_(intermediate|ffn_hidden)_size|expert_dim|moe_.*intermediate.*", 20),
+    (r".*intermediate_size|.*ffn_dim|d_ff|n_inner|ffn_hidden_size|.*intermediate_dim|ff_dim|inner_dim", 88),
+    (r"lru_width|attention_hidden_size|word_embed_proj_dim|embedding_size|d_embed|hidden_dim", 64),
+    (r"hidden_size_per_layer_input", 16),
+    (r"(.*_)?hidden_size|d_model|n_embd|dim|embed_dim|model_dim|emb_dim", 64),
+    (r"ssm_state_size|mamba_d_state|state_size|d_state|state_dim", 6),
+    (r"mamba_d_head|mamba_head_dim|ssm_head_dim|mamba_headdim", 32),
+    (r"mamba_d_ssm|d_inner|mamba_intermediate_size", 128),
+    (r"(mamba_)?(time_step_rank|dt_rank)", 5),
+    (r"(mamba_)?chunk_size|mamba_chunk_size", 8),
+    (r"sliding_window|attention_window|local_window|window_size|attention_window_size|cache_size", 4),
+    (r"image_size|img_size", 32),
+    (r"patch_size", 8),
+    (r"relative_attention_num_buckets", 8),
+    (r"num_mel_bins", 16),
+)
+
+TWEAKS: dict[str, dict[str, Any]] = {
+    "dots1": {"head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
+    "ministral": {"head_dim": 16},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 16},
+    "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
+    "xlnet": {"d_head": 16},
+    "reformer": {"is_decoder": True},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "zamba": {"layers_block_type": ["mamba", "hybrid"]},
+}
+"""What the fields of a few types do not say: values that their classes need, or their defaults leave out."""
+
+
+def shrink(values: dict[str, Any], layers: int | None = None) -> dict[str, Any]:
+    """The fields of a config with every size made tiny; nested configs too."""
+    before = layers or next(
+        (values[k] for k in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") if _whole(values.get(k))), None
+    )
+    small = {name: _shrunk(name, value, before) for name, value in values.items() if not name.startswith("_")}
+    if "qk_rope_head_dim" in small and "head_dim" in small:  # there the head's own size is that of its rotary part
+        small["head_dim"] = small["qk_rope_head_dim"]
+    if "kv_lora_rank" in small and "num_key_value_heads" in small:  # keys come of a latent, one for each head
+        small["num_key_value_heads"] = small["num_attention_heads"]
+    return small
+
+
+def _shrunk(name: str, value: Any, layers: int | None) -> Any:
+    if isinstance(value, dict) and name == "per_layer_config":
+        return {}
+    if isinstance(value, dict) and name.endswith("config"):
+        return shrink(value)
+    if isinstance(value, list) and layers and len(value) == layers and layers > LAYERS:
+        return _spread(value)
+    if name.endswith("_token_id") or name.endswith("_token_ids") or name.endswith("token_index"):
+        return _token(name, value)
+    if not _whole(value) or value <= 1 and not name.endswith(("_size", "_dim")):
+        return value
+    return next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), value)
+
+
+def _spread(value: list[Any]) -> list[Any]:
+    """Two layers that show what kinds there are."""
+    other = next((v for v in reversed(value) if v != value[0]), value[-1])
+    return [value[0], other]
+
+
+def _token(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [min(v, 3) for v in value if isinstance(v, int)]
+    known = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if isinstance(value, int) and value > 3:
+        return known.get(name, 3)
+    return value
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def tiny_config(config_class: Any, changes: dict[str, Any] | None = None) -> Any:
+    """A tiny config of a class; `changes` go over what was read from its defaults."""
+    values = shrink(config_class().to_dict())
+    values.update(changes or {})
+    values.pop("transformers_version", None)
+    return config_class.from_dict(values)

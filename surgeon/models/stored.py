@@ -1,0 +1,55 @@
+"""A checkpoint seen as its module holds it: tensors by module name, tied ones under any of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.checkpoints.reading import Checkpoint, resolve_names
+from surgeon.models.layout import Bundle, Layout, read_layout
+
+
+@dataclass
+class StoredModel:
+    """The weights of a module in a checkpoint. `names` leads from module names to disk names."""
+
+    checkpoint: Checkpoint
+    layout: Layout
+    names: Mapping[str, str]
+    _held: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the bundle read last
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as the module holds it. Raises CheckpointError S403, S404."""
+        if name in self.names:
+            return self.checkpoint.read(self.names[name])
+        if name not in self._held:
+            bundle = self.bundle_of(name)
+            self._held = {}  # before the next one is made
+            self._held = self.layout.hold(bundle, {n: self.checkpoint.read(n) for n in bundle.stored})
+        return self._held[name]
+
+    def bundle_of(self, name: str) -> Bundle:
+        return next(b for b in self.layout.bundles if name in b.held)
+
+
+def open_stored(module: nn.Module, aliases: Mapping[str, str], checkpoint: Checkpoint) -> StoredModel:
+    """Find a module's tensors in a checkpoint.
+
+    Args:
+        module: on meta.
+        aliases: every name of a tied parameter, to the one that is looked for.
+
+    Raises CheckpointError S405 (missing), S406 (another shape), ModelError S221 (an unknown layout).
+    """
+    shapes = {n: tuple(p.shape) for n, p in module.named_parameters(remove_duplicate=False)}
+    meta = {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in checkpoint.entries.items()}
+    layout = read_layout(module, meta)
+    bundled = {name for bundle in layout.bundles for name in bundle.held}
+    wanted = {n: s for n, s in shapes.items() if aliases.get(n, n) == n and n not in bundled}
+    names = resolve_names(wanted, aliases, checkpoint, layout.names)
+    persistent = set(module.state_dict()) - set(shapes)
+    names.update({b: layout.names[b] for b in persistent if b in layout.names})
+    return StoredModel(checkpoint, layout, names)
