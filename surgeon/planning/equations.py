@@ -282,9 +282,7 @@ class Equations(Products):
                 self.system.conflicts.append(
                     Conflict(name, "an extreme is taken over new channels", math.nan)
                 )
-            first = np.take(cells, [0], axis=i)
-            cells = self.equal_all([first, cells], name, "pieces of different scale are summed")
-            cells = np.take(cells, [0], axis=i)
+            cells = self._one_piece(cells, i, name)
         return cells.reshape(self.shape(self.axes_of(name)))
 
     def _softmax(self, call: Call) -> Cells:
@@ -304,9 +302,7 @@ class Equations(Products):
             return zeros(self.shape(self.axes_of(name)))
         cells = self.of(call.args[0])
         for i in where:
-            first = np.take(cells, [0], axis=i)
-            self.equal_all([first, cells], name, "channels of different scale are picked from")
-            cells = first
+            cells = self._one_piece(cells, i, name)
         shape = self.shape(self.axes_of(name))
         chosen = len(shape) - cells.ndim + len(where)
         before, after = cells.shape[: where[0]], cells.shape[where[-1] + 1 :]
@@ -329,9 +325,7 @@ class Equations(Products):
         if call.arg("value"):
             self.exact(cells, call.node.name, "a constant is put beside it")
         for i in padded(call):
-            first = np.take(cells, [0], axis=i)
-            self.equal_all([first, cells], call.node.name, "pieces of different scale are padded")
-            cells = first
+            cells = self._one_piece(cells, i, call.node.name)
         return np.broadcast_to(cells, self.shape(self.axes_of(call.node.name)))
 
     def _along(self, call: Call) -> list[Cells | None]:
@@ -343,15 +337,19 @@ class Equations(Products):
             for node, _ in call.tensors():
                 self.exact(self.of(node), name, "it is read by position")
             return [None if v is None else zeros(self.shape(v.axes)) for v in outputs]
+        for i in dims:
+            several = [self._one_piece(c, i, name) for c in several]
         cells = self.equal_all(several, name, "values of different scale meet")
         numbers = [a for a in call.args if isinstance(a, float)]
         if numbers and any(n != 0 for n in numbers):
             self.exact(cells, name, "a constant replaces some of it")
-        for i in dims:
-            first = np.take(cells, [0], axis=i)
-            self.equal_all([first, cells], name, "pieces of different scale are read in a row")
-            cells = first
         return [None if v is None else np.broadcast_to(cells, self.shape(v.axes)) for v in outputs]
+
+    def _one_piece(self, cells: Cells, dim: int, name: str) -> Cells:
+        """Cells whose pieces along `dim` must have one scale: what happens there mixes them."""
+        first = np.take(cells, [0], axis=dim)
+        self.equal_all([first, cells], name, "pieces of different scale meet")
+        return first
 
     def _uniform(self, call: Call) -> list[Cells | None]:
         outputs = self.anatomy.values[call.node.name]

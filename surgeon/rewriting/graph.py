@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgeon.graph.capture import dynamic_batch
-from surgeon.planning.literals import any_layout, grown_args
+from surgeon.planning.literals import grown_args, runnable
 from surgeon.planning.plan import Plan
 
 
@@ -89,7 +89,7 @@ def rewrite(plan: Plan, state: Mapping[str, Tensor]) -> GrownModule:
             args, kwargs = grown_args(node, plan.anatomy, plan.maps)
             args = fx.map_arg(args, lambda n: twins[n])
             kwargs = fx.map_arg(kwargs, lambda n: twins[n])
-            twins[node] = graph.create_node("call_function", any_layout(node.target), args, kwargs, node.name)
+            twins[node] = graph.create_node("call_function", runnable(node.target), args, kwargs, node.name)
         elif node.op == "output":
             twins[node] = graph.output(fx.map_arg(node.args[0], lambda n: twins[n]))
         else:

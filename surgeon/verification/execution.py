@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from surgeon.axes.maps import Index
 from surgeon.graph.capture import op_name
-from surgeon.planning.literals import any_layout
+from surgeon.planning.literals import runnable
 from surgeon.rewriting.weights import row_blocks
 
 
@@ -65,7 +65,7 @@ class Executor:
             if result is not None:
                 return result
         given, named = _whole(given), _whole(named)
-        target = any_layout(node.target)
+        target = runnable(node.target)
         assert callable(target)
         return target(*(self._promote(a) for a in given), **named)
 
