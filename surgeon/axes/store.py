@@ -93,40 +93,48 @@ class Store:
         return self.sizes[factor]
 
     def resolve(self, axis: Axis) -> Axis:
-        """`axis` in its normal form: roots only, products and concatenations flattened, and what
-        all parts of a concatenation end with drawn out: ``a·d ++ b·d`` is ``(a ++ b)·d``."""
+        """`axis` in its normal form: one for all ways to write the same axis.
+
+        Roots only; a product that begins with a concatenation is multiplied out, ``(a ++ b)·d`` to
+        ``a·d ++ b·d``; and what all pieces then end with is drawn out again.
+        """
+        factors = self._flat(axis)
+        if not factors or isinstance(factors[0], int):
+            return self._word(factors)
+        words = self._words(factors)
+        if len(words) == 1:
+            return words[0]
+        tail: list[Factor] = []
+        while all(words) and all(word[-1] == words[0][-1] for word in words):
+            tail.insert(0, words[0][-1])
+            words = [word[:-1] for word in words]
+        return (Cat(tuple(words)), *tail)
+
+    def words(self, axis: Axis) -> list[Axis]:
+        """The pieces that `axis` consists of, end to end, each a product that begins with a dim."""
+        return self._words(self._flat(axis))
+
+    def _words(self, factors: Axis) -> list[Axis]:
+        if not factors or isinstance(factors[0], int):
+            return [self._word(factors)]
+        head, *rest = factors
+        assert isinstance(head, Cat)
+        return [word for part in head.parts for word in self._words((*self._flat(part), *rest))]
+
+    def _word(self, factors: Axis) -> Axis:
+        return (*factors[:1], *self.resolve(factors[1:])) if factors else UNIT
+
+    def _flat(self, axis: Axis) -> Axis:
+        """The factors of `axis`, bound dims replaced by what they are."""
         out: list[Factor] = []
         for factor in axis:
-            if isinstance(factor, Cat):
-                out.extend(self._resolve_cat(factor))
-                continue
-            dim = self.root(factor)
-            if dim in self.bound:
-                resolved = self.resolve(self.bound[dim])
-                self.bound[dim] = resolved
-                out.extend(resolved)
+            dim = self.root(factor) if isinstance(factor, int) else factor
+            if isinstance(dim, int) and dim in self.bound:
+                self.bound[dim] = self.resolve(self.bound[dim])
+                out.extend(self.bound[dim])
             else:
                 out.append(dim)
         return tuple(out)
-
-    def _resolve_cat(self, cat: Cat) -> Axis:
-        parts: list[Axis] = []
-        for part in cat.parts:
-            resolved = self.resolve(part)
-            if len(resolved) == 1 and isinstance(resolved[0], Cat):
-                parts.extend(resolved[0].parts)
-            else:
-                parts.append(resolved)
-        if len(parts) == 1:
-            return parts[0]
-        tail: list[Factor] = []
-        while all(parts) and all(part[-1] == parts[0][-1] for part in parts):
-            tail.insert(0, parts[0][-1])
-            parts = [part[:-1] for part in parts]
-        flat: list[Axis] = []
-        for part in parts:
-            flat.extend(part[0].parts if len(part) == 1 and isinstance(part[0], Cat) else [part])
-        return (Cat(tuple(flat)), *tail)
 
     def leaves(self, axis: Axis) -> Iterator[int]:
         """The dims of `axis`, left to right, with repetition."""
@@ -166,11 +174,13 @@ class Store:
                 self._unify_factors(x, y)
                 a, b = self.resolve(a[:-1]), self.resolve(b[:-1])
             elif sx > sy:
-                a = (*a[:-1], *self._divide(x, sy))
-                a, b = self.resolve(a), self.resolve(b)
+                head, tail = self._divide(x, sy)
+                self.unify(tail, (y,))
+                a, b = self.resolve((*a[:-1], *head)), self.resolve(b[:-1])
             else:
-                b = (*b[:-1], *self._divide(y, sx))
-                a, b = self.resolve(a), self.resolve(b)
+                head, tail = self._divide(y, sx)
+                self.unify((x,), tail)
+                a, b = self.resolve(a[:-1]), self.resolve((*b[:-1], *head))
         return self.resolve(whole)
 
     def _conflict(self, message: str, *axes: Axis) -> AxisConflict:
@@ -215,24 +225,36 @@ class Store:
 
     # ── division ────────────────────────────────────────────────────────────────────────
 
-    def _divide(self, factor: Factor, low: int) -> Axis:
-        """`factor` as a product whose last part has size `low`."""
+    def _divide(self, factor: Factor, low: int) -> tuple[Axis, Axis]:
+        """`factor` as a product of two axes, the last of size `low`."""
         size = self.factor_size(factor)
         if size % low:
             raise self._conflict(f"an axis of size {size} does not divide by {low}", (factor,))
         if isinstance(factor, int):
             label = self.labels[factor]
-            axis = (*self.fresh(size // low, label), *self.fresh(low, label))
-            self._bind(factor, axis)
-            return axis
+            high, last = self.fresh(size // low, label), self.fresh(low, label)
+            self._bind(factor, (*high, *last))
+            return high, last
         heads: list[Axis] = []
         tail: Axis | None = None
-        for part in factor.parts:
-            head, this = self.regroup(part, (self.size(part) // low, low))
+        row: list[Axis] = []  # pieces of a row that is not yet full
+        parts = list(factor.parts)
+        while parts:
+            part, missing = parts.pop(0), low - sum(self.size(piece) for piece in row)
+            if row or self.size(part) % low:
+                if self.size(part) > missing:
+                    part, rest = self.cut(part, missing)
+                    parts.insert(0, rest)
+                row.append(part)
+                if self.size(part) < missing:
+                    continue
+                head, this, row = UNIT, self.resolve((Cat(tuple(row)),)), []
+            else:
+                head, this = self.regroup(part, (self.size(part) // low, low))
             tail = this if tail is None else self.unify(tail, this)
             heads.append(head)
         assert tail is not None
-        return (Cat(tuple(heads)), *tail)
+        return (Cat(tuple(heads)),), tail
 
     def regroup(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...]:
         """`axis` as the product of axes of the given sizes: what a view does."""
@@ -250,40 +272,40 @@ class Store:
                     group.insert(0, factor)
                     need //= have
                 else:
-                    pending.extend(self._divide(factor, need))
-                    pending = list(self.resolve(tuple(pending)))
+                    head, tail = self._divide(factor, need)
+                    group[:0] = tail
+                    pending = list(self.resolve((*pending, *head)))
+                    need = 1
             groups.insert(0, tuple(group))
         return tuple(self.resolve(group) for group in groups)
 
     def cut(self, axis: Axis, at: int) -> tuple[Axis, Axis]:
         """`axis` as two axes laid end to end, the first of size `at`: what a slice does."""
-        head, *rest = self.resolve(axis)
-        inner = self.size(tuple(rest))
-        if at % inner:
-            raise self._conflict(f"a cut at {at} falls inside a product", axis)
-        at //= inner
-        if isinstance(head, int):
-            label = self.labels[head]
-            left, right = self.fresh(at, label), self.fresh(self.sizes[head] - at, label)
-            self._bind(head, (Cat((left, right)),))
-            return self.resolve((*left, *rest)), self.resolve((*right, *rest))
         lefts: list[Axis] = []
         rights: list[Axis] = []
-        for part in head.parts:
-            size = self.size(part)
+        for word in self.words(axis):
+            size = self.size(word)
             if at >= size:
-                lefts.append(part)
+                lefts.append(word)
             elif at <= 0:
-                rights.append(part)
+                rights.append(word)
             else:
-                left, right = self.cut(part, at)
+                left, right = self._cut_word(word, at)
                 lefts.append(left)
                 rights.append(right)
             at -= size
-        return (
-            self.resolve((Cat(tuple(lefts)), *rest)),
-            self.resolve((Cat(tuple(rights)), *rest)),
-        )
+        return self.resolve((Cat(tuple(lefts)),)), self.resolve((Cat(tuple(rights)),))
+
+    def _cut_word(self, word: Axis, at: int) -> tuple[Axis, Axis]:
+        head, *rest = word
+        assert isinstance(head, int)
+        inner = self.size(tuple(rest))
+        if at % inner:
+            raise self._conflict(f"a cut at {at} falls inside a product", word)
+        label, rows = self.labels[head], at // inner
+        left, right = self.fresh(rows, label), self.fresh(self.sizes[head] - rows, label)
+        self._bind(head, (Cat((left, right)),))
+        return (*left, *rest), (*right, *rest)
 
     def slice(self, axis: Axis, start: int, stop: int) -> Axis:
         """The piece of `axis` from `start` to `stop`."""

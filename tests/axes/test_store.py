@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from surgeon.axes.maps import Maps, clone_map
-from surgeon.axes.store import UNIT, AxisConflict, Cat, Store, parts
+from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Factor, Store, parts
 
 sys.path.insert(0, str(Path(__file__).parent))
 from drawn import SHAPES, Shape, build, divisors, size_of
@@ -180,3 +180,85 @@ def test_a_common_tail_is_drawn_out(a: int, b: int) -> None:
     axis = (Cat(((*left, *tail), (*right, *tail))),)
     assert store.resolve(axis) == (Cat((left, right)), *tail)
     assert store.show(axis) == f"(d0:{a} ++ d1:{b})·d2:7"
+
+
+UNITS: st.SearchStrategy[Shape] = st.recursive(
+    st.integers(1, 3),
+    lambda inner: st.tuples(
+        st.sampled_from(["product", "cat"]), st.lists(inner, min_size=1, max_size=3).map(tuple)
+    ),
+    max_leaves=6,
+)
+
+
+def written_otherwise(data: st.DataObject, axis: Axis) -> Axis:
+    """The same axis, its products multiplied out here and there, its concatenations nested."""
+    factors: list[Factor] = []
+    for factor in axis:
+        if isinstance(factor, Cat):
+            pieces = [written_otherwise(data, part) for part in factor.parts]
+            if len(pieces) > 2 and data.draw(st.booleans()):
+                pieces = [pieces[0], (Cat(tuple(pieces[1:])),)]
+            factors.append(Cat(tuple(pieces)))
+        else:
+            factors.append(factor)
+    if len(factors) > 1 and isinstance(factors[0], Cat) and data.draw(st.booleans()):
+        rest = factors[1:]
+        return (Cat(tuple((*part, *rest) for part in factors[0].parts)),)
+    return tuple(factors)
+
+
+@given(UNITS, st.data())
+def test_the_normal_form_does_not_depend_on_how_an_axis_is_written(shape: Shape, data: st.DataObject) -> None:
+    store = Store()
+    axis = build(store, shape)
+    other = written_otherwise(data, axis)
+    once = store.resolve(axis)
+    assert store.resolve(other) == once == store.resolve(once)
+    assert parts(store, other) == parts(store, axis)
+    maps = Maps(store, {d: clone_map(store.sizes[d], 2 * store.sizes[d]) for d in store.leaves(axis)})
+    np.testing.assert_array_equal(maps.index(other), maps.index(axis))
+
+
+@given(UNITS, st.data())
+def test_two_normal_forms_are_two_axes(shape: Shape, data: st.DataObject) -> None:
+    """Of two arrangements of the same dims with different normal forms, some growth tells them apart."""
+    store = Store()
+    axis = build(store, shape)
+    dims = [*dict.fromkeys(store.leaves(axis))]
+    order = dict(zip(dims, data.draw(st.permutations(dims)), strict=True))
+
+    def renamed(a: Axis) -> Axis:
+        return tuple(Cat(tuple(renamed(p) for p in f.parts)) if isinstance(f, Cat) else order[f] for f in a)
+
+    other = renamed(store.resolve(axis))
+    if store.resolve(other) == store.resolve(axis):
+        return
+    told = False
+    for dim in dims:
+        maps = Maps(store, {dim: np.array([*range(store.sizes[dim]), 0, 0])})
+        a, b = maps.index(axis), maps.index(other)
+        told = told or len(a) != len(b) or bool((a != b).any())
+    assert told
+
+
+@given(UNITS, UNITS, st.booleans())
+def test_unify_ends_in_one_axis_with_units_too(left: Shape, right: Shape, swap: bool) -> None:
+    store = Store()
+    a, b = build(store, left), build(store, right)
+    assume(store.size(a) == store.size(b))
+    try:
+        whole = store.unify(b, a) if swap else store.unify(a, b)
+    except AxisConflict:
+        return
+    assert store.resolve(a) == store.resolve(b) == store.resolve(whole)
+
+
+def test_pieces_are_viewed_in_rows() -> None:
+    """Pieces a b a' b laid end to end and viewed as two rows: a' is a, and each row is a ++ b."""
+    store = Store()
+    a, again, b = store.fresh(4), store.fresh(4), store.fresh(2)
+    rows, row = store.regroup((Cat((a, b, again, b)),), (2, 6))
+    assert parts(store, rows) == 2
+    assert store.resolve(row) == store.resolve((Cat((a, b)),))
+    assert store.root(again[0]) == store.root(a[0])
