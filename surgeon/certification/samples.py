@@ -8,22 +8,20 @@ theirs may grow) except those it names as parameters.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from surgeon.certification.chosen import BY_KIND, TABLE, Case, Spec
 from surgeon.language.syntax import OpRule
 
 SIZES = (3, 4, 2, 5, 6, 7)
 POSITIVE_FLOOR = 0.1
 REFUSALS = (RuntimeError, IndexError, TypeError, ValueError)
 """How an op says that it takes no such arguments."""
-
-Spec = tuple[int, ...] | Tensor
-Case = tuple[Callable[..., Any], tuple[Spec, ...]]
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,8 @@ def _placed(sample: Sample) -> Iterator[Sample]:
 
 def _cases(rule: OpRule, name: str) -> Iterator[Case]:
     plain = ".".join(name.split(".")[:2])
-    if plain in TABLE:
-        yield from TABLE[plain]
+    if name in TABLE or plain in TABLE:
+        yield from TABLE.get(name, TABLE.get(plain, []))
     elif rule.kind is not None and rule.kind.name in BY_KIND:
         for op in _overloads(name):
             yield from BY_KIND[rule.kind.name](op)
@@ -240,175 +238,3 @@ def _with_numbers(op: Any, where: list[int], given: dict[str, Any]) -> Callable[
         return op(**args)
 
     return function
-
-
-# ── chosen arguments ─────────────────────────────────────────────────────────────────────
-
-aten = torch.ops.aten
-
-
-def _calls(op: Any, *choices: tuple[tuple[int, ...], tuple[Any, ...]]) -> list[Case]:
-    """One tensor of a shape, then the arguments as they are."""
-    return [(lambda x, op=op, args=args: op(x, *args), (shape,)) for shape, args in choices]
-
-
-def _softmax(op: Any) -> Iterable[Case]:
-    for dim in (-1, 1):
-        last = (False,) if str(op).split(".")[1] in ("_softmax", "_log_softmax") else ()
-        yield from _calls(op, ((2, 3, 4), (dim, *last)))
-
-
-def _reduce(op: Any) -> Iterable[Case]:
-    """Reductions over one axis or several, kept or not, as far as the overload takes them."""
-    shape = (2, 3, 4)
-    for args in ((), (1,), (-1, True), ([0, 2],), ([1], True), ([0, 1, 2],)):
-        yield from _calls(op, (shape, args))
-    yield (lambda x: op(x > 0, 1), (shape,))
-
-
-def _window(op: Any) -> Iterable[Case]:
-    spatial = int(str(op).split("pool")[1][0])
-    shape = (2, 3, *(6, 4, 5)[:spatial])
-    adaptive = "adaptive" in str(op)
-    for size in (2, 1) if adaptive else (2, 3):
-        yield from _calls(op, (shape, ([size] * spatial,)), (shape[1:], ([size] * spatial,)))
-
-
-def _convolution(transposed: bool, spatial: int) -> list[Case]:
-    """Plain, grouped and depthwise, with and without a bias."""
-    names = ("conv_transpose{}d", "conv{}d")
-    packet = getattr(aten, names[0 if transposed else 1].format(spatial))
-    op = packet.input if transposed and spatial > 1 else packet.default
-    cases: list[Case] = []
-    choices = [(1, True), (2, True), (1, False), (6, False)]
-    for groups, bias in choices if spatial == 2 else choices[:2]:
-        channels, out = 6, 4 if groups < 6 else 6
-        weight = (channels, out // groups) if transposed else (out, channels // groups)
-        shapes: tuple[Spec, ...] = ((2, channels, *(5,) * spatial), (*weight, *(2,) * spatial))
-        middle = ([1] * spatial, [0] * spatial, *([[0] * spatial] if transposed else []))
-        after = (groups,) if transposed else ([1] * spatial, groups)
-
-        def function(
-            x: Tensor, w: Tensor, b: Tensor | None = None, middle: Any = middle, after: Any = after
-        ) -> Any:
-            return op(x, w, b, *middle, *after)
-
-        cases.append((function, (*shapes, (out,)) if bias else shapes))
-    return cases
-
-
-def _general_convolution() -> list[Case]:
-    cases: list[Case] = []
-    for transposed, groups in itertools.product((False, True), (1, 2)):
-        weight = (6, 4 // groups) if transposed else (4, 6 // groups)
-
-        def function(x: Tensor, w: Tensor, b: Tensor, t: bool = transposed, g: int = groups) -> Any:
-            return aten.convolution.default(x, w, b, [1, 1], [1, 1], [1, 1], t, [0, 0], g)
-
-        cases.append((function, ((2, 6, 5, 4), (*weight, 3, 3), (4,))))
-    return cases
-
-
-def _einsum(equation: str, *shapes: Spec) -> Case:
-    return lambda *tensors: aten.einsum.default(equation, list(tensors)), shapes
-
-
-IDS = torch.tensor([[0, 2, 1], [1, 1, 0]])
-TABLE: dict[str, list[Case]] = {
-    "aten.einsum": [
-        _einsum("bi,oi->bo", (2, 3), (4, 3)),
-        _einsum("bhse,bhte->bhst", (2, 3, 4, 5), (2, 3, 6, 5)),
-        _einsum("...i,ij->...j", (2, 5, 3), (3, 4)),
-        _einsum("i,j->ij", (3,), (4,)),
-        _einsum("bi,ij,bj->b", (2, 3), (3, 4), (2, 4)),
-        _einsum("ii->i", (3, 3)),
-        _einsum("bi,bi", (2, 3), (2, 3)),
-        _einsum("bij->b", (2, 3, 4)),
-    ],
-    **{f"aten.conv{n}d": _convolution(False, n) for n in (1, 2, 3)},
-    **{f"aten.conv_transpose{n}d": _convolution(True, n) for n in (1, 2, 3)},
-    "aten.convolution": _general_convolution(),
-    "aten.view": _calls(
-        aten.view.default, ((4, 6), (4, 2, 3)), ((4, 6), ([4, 2, 3],)), ((2, 3, 5), ([6, 5],))
-    )
-    + _calls(aten.view.default, ((2, 3, 5), ([2, -1],)), ((2, 6, 4), ([2, 3, 2, 4],)), ((2, 6), ([12],))),
-    "aten._unsafe_view": _calls(aten._unsafe_view.default, ((4, 6), ([4, 2, 3],)), ((2, 3, 5), ([6, 5],))),
-    "aten.reshape": _calls(
-        aten.reshape.default, ((4, 6), ([4, 2, 3],)), ((2, 3, 5), ([-1, 5],)), ((4, 6), ([6, 4],))
-    ),
-    "aten.flatten": _calls(aten.flatten.using_ints, ((2, 3, 5), ()), ((2, 3, 5), (1,)), ((2, 3, 5), (0, 1))),
-    "aten.unflatten": _calls(aten.unflatten.int, ((4, 6), (1, [2, 3])), ((6, 5), (0, [-1, 2]))),
-    "aten.transpose": _calls(aten.transpose.int, ((2, 3, 4), (0, 1)), ((2, 3, 4), (-1, 0))),
-    "aten.t": _calls(aten.t.default, ((3, 4), ())),
-    "aten.numpy_T": _calls(aten.numpy_T.default, ((2, 3, 4), ())),
-    "aten.permute": _calls(aten.permute.default, ((2, 3, 4), ([2, 0, 1],)), ((2, 3, 4), ([0, -1, 1],))),
-    "aten.unsqueeze": _calls(aten.unsqueeze.default, ((3, 4), (0,)), ((3, 4), (-1,)), ((3, 4), (1,))),
-    "aten.squeeze": _calls(aten.squeeze.default, ((3, 1, 4), ()))
-    + _calls(aten.squeeze.dim, ((3, 1, 4), (1,)), ((3, 1, 4), (0,)))
-    + _calls(aten.squeeze.dims, ((1, 3, 1), ([0, 2],))),
-    "aten.expand": _calls(
-        aten.expand.default, ((3, 1), ([3, 4],)), ((3, 4), ([2, -1, -1],)), ((3, 4), ([2, 3, 4],))
-    ),
-    "aten.slice": _calls(
-        aten.slice.Tensor,
-        ((6, 5), (0, 0, 2)),
-        ((6, 5), (1, 1, 4)),
-        ((6, 5), (0, -3)),
-        ((6, 5), (0, 0, 100)),
-        ((6, 5), (0, 0, 6, 2)),
-        ((6, 5), (0, 1, 6, 3)),
-        ((6, 5), (-1, None, -1)),
-    ),
-    "aten.select": _calls(aten.select.int, ((4, 5), (0, 1)), ((4, 5), (-1, -2))),
-    "aten.split": _calls(aten.split.Tensor, ((6, 4), (2,)), ((6, 4), (3, 1)))
-    + _calls(aten.split.sizes, ((6, 4), ([1, 2, 3],))),
-    "aten.split_with_sizes": _calls(
-        aten.split_with_sizes.default, ((6, 4), ([1, 5],)), ((6, 4), ([1, 1, 2], 1))
-    ),
-    "aten.chunk": _calls(aten.chunk.default, ((6, 4), (2,)), ((6, 5), (3, 1))),
-    "aten.unbind": _calls(aten.unbind.int, ((3, 4), ()), ((3, 4), (-1,))),
-    "aten.cat": [
-        (lambda x, y: aten.cat.default([x, y]), ((3, 4), (2, 4))),
-        (lambda x, y: aten.cat.default([x, y, x], -1), ((3, 4), (3, 2))),
-        (lambda x: aten.cat.default([x, x], 1), ((3, 4),)),
-    ],
-    "aten.stack": [
-        (lambda x, y: aten.stack.default([x, y]), ((3, 4), (3, 4))),
-        (lambda x, y: aten.stack.default([x, y], -1), ((3, 4), (3, 4))),
-    ],
-    "aten.index": [
-        (lambda x, i: aten.index.Tensor(x, [i]), ((3, 4), IDS)),
-        (lambda x, i: aten.index.Tensor(x, [None, i]), ((5, 3, 4), IDS)),
-        (lambda x, i, j: aten.index.Tensor(x, [i, j]), ((3, 4, 2), IDS, IDS)),
-        (lambda x, i, j: aten.index.Tensor(x, [i, None, j]), ((3, 4, 3), IDS, IDS)),
-    ],
-    "aten.index_select": [
-        (lambda x, i: aten.index_select.default(x, 0, i), ((3, 4), IDS[0])),
-        (lambda x, i: aten.index_select.default(x, -1, i), ((4, 3), IDS[0])),
-    ],
-    "aten.max": _calls(aten.max.dim, ((2, 3, 4), (1,)), ((2, 3, 4), (-1, True))),
-    "aten.min": _calls(aten.min.dim, ((2, 3, 4), (1,)), ((2, 3, 4), (-1, True))),
-    "aten.to": _calls(aten.to.dtype, ((3, 4), (torch.float64,))),
-    "aten._to_copy": [(lambda x: aten._to_copy.default(x, dtype=torch.float64), ((3, 4),))],
-    "aten.type_as": [(lambda x, y: aten.type_as.default(x, y), ((3, 4), (2,)))],
-    "aten.zeros": [(lambda: aten.zeros.default([3, 4]), ())],
-    "aten.ones": [(lambda: aten.ones.default([3, 4]), ())],
-    "aten.full": [(lambda: aten.full.default([3, 4], 1.5), ())],
-    "aten.scalar_tensor": [(lambda: aten.scalar_tensor.default(1.5), ())],
-    "aten.new_zeros": _calls(aten.new_zeros.default, ((3, 4), ([2, 4],))),
-    "aten.new_ones": _calls(aten.new_ones.default, ((3, 4), ([2, 4],))),
-    "aten.new_full": _calls(aten.new_full.default, ((3, 4), ([2, 4], 1.5))),
-    "aten.arange": [(lambda: aten.arange.start_step(0.0, 5.0, 1.0), ())],
-    "aten.linspace": [(lambda: aten.linspace.default(0.0, 1.0, 5), ())],
-    "aten.eye": [(lambda: aten.eye.default(4), ())],
-    "aten.triu": _calls(aten.triu.default, ((4, 3), ()), ((2, 3, 4), (1,))),
-    "aten.tril": _calls(aten.tril.default, ((4, 3), ()), ((2, 3, 4), (-1,))),
-}
-"""Ops whose arguments are chosen by hand."""
-
-BY_KIND: dict[str, Callable[[Any], Iterable[Case]]] = {
-    "softmax": _softmax,
-    "reduce": _reduce,
-    "window": _window,
-}
-"""Kinds whose ops all take alike arguments."""

@@ -72,12 +72,17 @@ def open_source(model: str, trust_remote_code: bool = False) -> Source:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
     except (OSError, ValueError, RecursionError) as error:
         raise fail(ModelError, "S202", f"{path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise fail(ModelError, "S202", f"{path} holds no JSON object")
     return content
+
+
+def _special_float(value: dict[str, Any]) -> Any:
+    """transformers writes a float that JSON lacks as ``{"__float__": "Infinity"}``."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def _folder(path: Path, name: str, trust_remote_code: bool) -> TransformersSource:

@@ -274,8 +274,13 @@ class Equations(Products):
             shape[i] = cells.shape[i]
             if call.flag in ("sum", "mean"):
                 cells = cells + self.log_counts(axes[i], name).reshape(shape)
-            if call.flag == "norm":  # the root of a sum of squares
-                cells = cells + self.log_counts(axes[i], name).reshape(shape) / 2
+            if call.flag == "norm":  # the p-th root of a sum of p-th powers
+                order = float(call.arg("ord", call.arg("p", 2)))
+                if order > 0:
+                    cells = cells + self.log_counts(axes[i], name).reshape(shape) / order
+                elif self.maps.grows(axes[i]):
+                    reason = f"a norm of order {order:g} is taken over it"
+                    self.system.conflicts.append(Conflict(name, reason, math.nan))
             if call.flag == "mean":
                 cells = cells - self.log_ratio(axes[i])
             if call.flag == "extreme" and NEW in self.maps.index(axes[i]):

@@ -143,14 +143,14 @@ def test_fmt_check_and_fmt(
 def test_an_output_that_fails_its_proof_is_kept_aside(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
 ) -> None:
-    from surgeon import operations
+    from surgeon.rewriting import checkpoint
 
-    real = operations.blocks
+    real = checkpoint.blocks
 
     def off(*args: Any) -> Iterator[torch.Tensor]:
         yield from (block * 1.5 for block in real(*args))
 
-    monkeypatch.setattr(operations, "blocks", off)
+    monkeypatch.setattr(checkpoint, "blocks", off)
     out = tmp_path / "grown"
     assert run(monkeypatch, "apply", "grow", model, "--out", out, "--device", "cpu") == 1
     assert "kept aside" in capsys.readouterr().err
