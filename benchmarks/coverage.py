@@ -129,7 +129,8 @@ def examine(group: str, model_type: str, name: str) -> dict[str, Any]:
         try:
             row["dims"] = len(surgeon.dims(folder).store.labels)
         except SurgeonError as error:
-            return row | {"code": error.code, "refusal": str(error).splitlines()[0], "text": str(error)[:1500]}
+            text = str(error)
+            return row | {"code": error.code, "refusal": text.splitlines()[0], "text": text[:1500]}
         row["seconds"] = round(time.perf_counter() - start, 2)
         together = attempt(folder, TOGETHER, Path(place) / "together")
         row["together"] = together
@@ -207,9 +208,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["# Coverage", ""]
     lines += [
         "Every class of the auto mappings of transformers, tiny, with all parameters at random, grown by",
-        "`grow hidden, ffn, heads by 2` with uneven shares and noise; where the three together are refused, each",
-        "alone and head_dim alone. *Exact* is the error of the outputs in float64, *stock* that of stock",
-        "transformers in float32 on the written folder. Made by `benchmarks/coverage.py`.",
+        "`grow hidden, ffn, heads by 2` with uneven shares and noise; where the three together are refused,",
+        "each alone and head_dim alone. *Exact* is the error of the outputs in float64, *stock* that of",
+        "stock transformers in float32 on the written folder. Made by `benchmarks/coverage.py`.",
         "",
     ]
     for group in dict.fromkeys(row["group"] for row in rows):

@@ -53,29 +53,51 @@ SIZES: tuple[tuple[str, int], ...] = (  # the first pattern that matches a whole
 )
 
 TWEAKS: dict[str, dict[str, Any]] = {
-    "dots1": {"head_dim": 16},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
     "ministral": {"head_dim": 16},
     "nemotron": {"num_key_value_heads": 2, "head_dim": 16},
     "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
     "xlnet": {"d_head": 16},
-    "reformer": {"is_decoder": True},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    "zamba": {"layers_block_type": ["mamba", "hybrid"]},
+    "codegen": {"n_head": 8, "rotary_dim": 4},
+    "diffllama": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8},
+    "deepseek_v2": {"n_group": 1, "topk_group": 1},
+    "zamba": {"layers_block_type": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3},
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "sliding_attention"]},
+    "dots1": {
+        "head_dim": 16,
+        "n_shared_experts": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 88, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "gemma3n_text": {"num_kv_shared_layers": 0, "laurel_rank": 10, "intermediate_size": [88, 88]},
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 8]},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "linear_attention"],
+        "ngram_vocab_size_base": 50,
+        "ple_embed_dim": 32,
+        "split_ngram_parts": 2,
+        "make_ngram_vocab_size_divisible_by": 2,
+    },
 }
 """What the fields of a few types do not say: values that their classes need, or their defaults leave out."""
 
 
 def shrink(values: dict[str, Any], layers: int | None = None) -> dict[str, Any]:
     """The fields of a config with every size made tiny; nested configs too."""
-    before = layers or next(
-        (values[k] for k in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") if _whole(values.get(k))), None
-    )
+    counts = [values.get(k) for k in ("num_hidden_layers", "n_layer", "num_layers", "n_layers")]
+    before = layers or next((n for n in counts if _whole(n)), None)
     small = {name: _shrunk(name, value, before) for name, value in values.items() if not name.startswith("_")}
-    if "qk_rope_head_dim" in small and "head_dim" in small:  # there the head's own size is that of its rotary part
+    if "qk_rope_head_dim" in small and "head_dim" in small:  # a head's stated size is that of its rotary part
         small["head_dim"] = small["qk_rope_head_dim"]
-    if "kv_lora_rank" in small and "num_key_value_heads" in small:  # keys come of a latent, one for each head
+    if "kv_lora_rank" in small and "num_key_value_heads" in small:  # a latent's keys: one for each head
         small["num_key_value_heads"] = small["num_attention_heads"]
     return small
 
@@ -89,7 +111,7 @@ def _shrunk(name: str, value: Any, layers: int | None) -> Any:
         return _spread(value)
     if name.endswith("_token_id") or name.endswith("_token_ids") or name.endswith("token_index"):
         return _token(name, value)
-    if not _whole(value) or value <= 1 and not name.endswith(("_size", "_dim")):
+    if not _whole(value) or (value <= 1 and not name.endswith(("_size", "_dim"))):
         return value
     return next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), value)
 

@@ -108,6 +108,34 @@ def rule_for(node: fx.Node, table: Mapping[str, OpRule]) -> OpRule | None:
     return table.get(name) or table.get(name.rpartition(".")[0])
 
 
+MAX_KNOWN = 64
+
+
+def known_numbers(node: fx.Node) -> list[int] | None:
+    """The whole numbers of a one-dimensional tensor that the model makes of literals; None for others."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.is_floating_point() or value.ndim != 1:
+        return None
+    if value.dtype == torch.bool or not 0 < value.numel() <= MAX_KNOWN:
+        return None
+    made = _made(node)
+    return None if made is None else [int(n) for n in made]
+
+
+def _made(node: fx.Node) -> Any:
+    """A tensor computed from literals alone; None where something else goes into it."""
+    if node.op != "call_function":
+        return None
+    inputs = {n: _made(n) for n in node.all_input_nodes}
+    if any(value is None for value in inputs.values()):
+        return None
+    args, kwargs = fx.map_arg((node.args, node.kwargs), inputs.__getitem__)
+    assert callable(node.target)
+    return node.target(
+        *args, **{k: torch.device("cpu") if k == "device" and v else v for k, v in kwargs.items()}
+    )
+
+
 def broadcast(store: Store, several: list[Axes]) -> Axes:
     """Unify axes from the right as broadcasting does: an axis of size one meets anything."""
     rank = max((len(axes) for axes in several), default=0)

@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import ModelError, fail
 
 SYMBOL_SIZES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
 """What symbolic sizes stand for in the analysis: primes that no model dimension divides, so that a
 batch or sequence axis never passes for a channel axis."""
+
+MAX_LITERALS = 64
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,45 @@ def capture(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = _export(module, tuple(args), kwargs, dynamic_shapes)
+            with Literals():
+                program = _export(module, tuple(args), kwargs, dynamic_shapes)
             if not all(_is_plain(node, known) for node in program.graph.nodes):
                 program = program.run_decompositions({})
     except Exception as error:
         raise _refusal(module, error) from error
     return describe(program, module)
+
+
+class Literals(TorchFunctionMode):
+    """Numbers that a model makes into tensors stay numbers of the graph: on the meta device a tensor made
+    of them would lose them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.tensor and len(args) == 1 and not given.get("requires_grad"):
+            made = _of_numbers(args[0], given.get("dtype"), given.get("device"))
+            if made is not None:
+                return made
+        if func is torch.Tensor.__getitem__:
+            tensor, index = args
+            several = index if isinstance(index, tuple) else (index,)
+            if any(isinstance(i, list) for i in several):
+                device = tensor.device
+                laid = (_of_numbers(i, None, device) if isinstance(i, list) else i for i in several)
+                args = tensor, tuple(i if m is None else m for i, m in zip(several, laid, strict=True))
+        return func(*args, **given)
+
+
+def _of_numbers(data: Any, dtype: Any, device: Any) -> Tensor | None:
+    """The tensor of a number, or of a short list of numbers; None for other data."""
+    if isinstance(data, (bool, int, float)):
+        return torch.full((), data, dtype=dtype, device=device)
+    several = isinstance(data, (list, tuple)) and 0 < len(data) <= MAX_LITERALS
+    if several and len({type(item) for item in data}) == 1 and isinstance(data[0], (bool, int, float)):
+        return torch.stack([torch.full((), item, dtype=dtype, device=device) for item in data])
+    return None
 
 
 def _is_plain(node: fx.Node, known: Container[str]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Store
-from surgeon.graph.calls import Axes, Call, broadcast
+from surgeon.graph.calls import Axes, Call, broadcast, known_numbers
 
 Outputs = list[Axes]
 MAX_POSITIONS = 64  # an axis read by position is taken apart up to this size, and pinned beyond
@@ -344,18 +344,40 @@ def indexed(call: Call) -> list[int] | None:
 
 def index(call: Call, store: Store) -> Outputs:
     """``x[i, :, j]``: indexed axes are read by position; axes without an index stay."""
-    axes, where = call.axes(call.args[0]), indexed(call)
+    axes, where = list(call.axes(call.args[0])), indexed(call)
     if where is None:
         for _, value in call.tensors():
             for axis in value.axes:
                 store.pin(axis, "S306", "it is read by position")
         return pinned_axes(store, call, "S306", "it comes from reading by position")
+    chosen = call.arg("index") if call.arg("index") is not None else call.args[1]
+    known = _positions(chosen, where)
+    if known is not None:
+        axes[where[0]] = _picked(store, axes[where[0]], known)
+        return [tuple(axes)]
     for i in where:
         store.pin(axes[i], "S306", "it is read by position")
-    chosen = call.arg("index") if call.arg("index") is not None else call.args[1]
     several = chosen if isinstance(chosen, (list, tuple)) else [chosen]
     places = broadcast(store, [call.axes(c) for c in several if c is not None])
     return [(*axes[: where[0]], *places, *axes[where[-1] + 1 :])]
+
+
+def _positions(chosen: Any, where: list[int]) -> list[int] | None:
+    """The positions of ``x[:, [-2]]``, where the model writes them as numbers."""
+    given = [c for c in (chosen if isinstance(chosen, (list, tuple)) else [chosen]) if c is not None]
+    return known_numbers(given[0]) if len(where) == len(given) == 1 else None
+
+
+def _picked(store: Store, axis: Axis, positions: list[int]) -> Axis:
+    """Single positions of an axis, which are taken apart from the end that they are counted from: there
+    they stay, whatever grows beyond them."""
+    size = store.size(axis)
+    for position in positions:
+        ends = range(1, position + 2) if position >= 0 else range(size + position, size)
+        for at in ends:
+            if 0 < at < size:
+                store.cut(axis, at)
+    return (Cat((UNIT,) * len(positions)),) if len(positions) > 1 else UNIT
 
 
 def repeat(call: Call, store: Store) -> Outputs:
