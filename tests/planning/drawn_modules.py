@@ -312,9 +312,9 @@ def stack(b: Builder) -> None:
 
 
 MOVES = [
-    *(linear, linear, linear, mlp, mlp, combine, combine, norm, norm, pointwise, pointwise, layout, layout),
-    *(convolve, convolve, attention, concatenate, split, split, broadcast, broadcast, reduce, einsum),
-    *(weighed, multiply, stack, pool, softmax, shaped, shaped, sequence),
+    *(linear, linear, linear, mlp, mlp, mlp, combine, combine, norm, norm, pointwise, pointwise, layout),
+    *(layout, attention, attention, concatenate, split, broadcast, broadcast, reduce, einsum, convolve),
+    *(weighed, multiply, stack, pool, softmax, shaped, sequence),
 ]
 
 

@@ -61,14 +61,24 @@ def growths(draw: Callable[[st.SearchStrategy[Any]], Any], blueprint: Blueprint)
     likely = [a for a in axes if a not in hopeless]
     name, axis = draw(st.sampled_from(likely if likely and draw(st.integers(0, 7)) < 7 else axes))
     size = blueprint.stored[blueprint.aliases.get(name, name)][0][axis]
-    amounts = ["by 2", "by 3", "by 2", "by 2", "by 3/2", f"to {size * 2}", f"to {size + 1}"]
-    amounts += ["to multiple of 12", "by 1"]
+    amounts = [
+        "by 2",
+        "by 3",
+        "by 2",
+        "by 2",
+        f"to {size * 2}",
+        "by 3/2",
+        f"to {size + 1}",
+        "to multiple of 12",
+    ]
     return Growth(name, axis, draw(st.sampled_from(amounts)))
 
 
 @st.composite
 def recipes(draw: Callable[[st.SearchStrategy[Any]], Any], blueprint: Blueprint) -> DrawnRecipe:
-    grows = draw(st.lists(growths(blueprint), min_size=1, max_size=3, unique_by=lambda g: (g.name, g.axis)))
+    most = draw(st.sampled_from([1, 1, 2, 3]))
+    drawn = st.lists(growths(blueprint), min_size=1, max_size=most, unique_by=lambda g: (g.name, g.axis))
+    grows = draw(drawn)
     ops = st.sampled_from(["linear", "linear", "*"])
     spread = st.sampled_from(SPREADS)
     statements = []
