@@ -66,7 +66,9 @@ def make(model_type: str, name: str, folder: Path) -> None:
     import transformers
 
     model_class = getattr(transformers, name)
-    config = tiny_config(model_class.config_class, TWEAKS.get(model_type))
+    config = tiny_config(
+        model_class.config_class, TWEAKS.get(model_type or model_class.config_class.model_type)
+    )
     torch.manual_seed(0)
     model = model_class(config).eval()
     generator = torch.Generator().manual_seed(1)

@@ -118,22 +118,32 @@ def known_numbers(node: fx.Node) -> list[int] | None:
         return None
     if value.dtype == torch.bool or not 0 < value.numel() <= MAX_KNOWN:
         return None
-    made = _made(node)
-    return None if made is None else [int(n) for n in made]
+    needed = _ancestors(node)
+    if needed is None:
+        return None
+    made: dict[fx.Node, Any] = {}
+    for step in needed:  # inputs before what is made of them
+        args, kwargs = fx.map_arg((step.args, step.kwargs), made.__getitem__)
+        assert callable(step.target)
+        here = {k: torch.device("cpu") if k == "device" and v else v for k, v in kwargs.items()}
+        made[step] = step.target(*args, **here)
+    return [int(number) for number in made[node]]
 
 
-def _made(node: fx.Node) -> Any:
-    """A tensor computed from literals alone; None where something else goes into it."""
-    if node.op != "call_function":
-        return None
-    inputs = {n: _made(n) for n in node.all_input_nodes}
-    if any(value is None for value in inputs.values()):
-        return None
-    args, kwargs = fx.map_arg((node.args, node.kwargs), inputs.__getitem__)
-    assert callable(node.target)
-    return node.target(
-        *args, **{k: torch.device("cpu") if k == "device" and v else v for k, v in kwargs.items()}
-    )
+def _ancestors(node: fx.Node) -> list[fx.Node] | None:
+    """A node and all that it is computed from, inputs first; None where that is more than literals."""
+    found: dict[fx.Node, None] = {}
+    waiting = [node]
+    for _ in range(MAX_KNOWN * 4):
+        if not waiting:
+            break
+        here = waiting.pop()
+        if here.op != "call_function":
+            return None
+        found.pop(here, None)
+        found[here] = None
+        waiting.extend(here.all_input_nodes)
+    return None if waiting else list(reversed(found))
 
 
 def broadcast(store: Store, several: list[Axes]) -> Axes:

@@ -109,7 +109,8 @@ def _slice(call: Call, maps: Maps) -> dict[str, Any]:
     if call.arg("step", 1) != 1:  # it starts in the first stride and runs to the end
         bounds = slice_bounds(call, maps.store.size(axis))
         assert bounds is not None
-        return {"start": bounds[0], "end": maps.target_size(axis)}
+        whole = call.arg("end") in (None, sys.maxsize)
+        return {"start": bounds[0]} | ({} if whole else {"end": maps.target_size(axis)})
     return {
         name: _bound(given, axis, maps)
         for name in ("start", "end")

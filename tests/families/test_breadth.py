@@ -1,0 +1,44 @@
+"""A broad sample of what transformers can build, grown by one generic recipe: see benchmarks/coverage.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from coverage import ALONE, TOGETHER, attempt, make
+
+SAMPLE = {
+    "GPT2LMHeadModel": "fused projection, weights transposed, tied",
+    "Phi3ForCausalLM": "unequal fused projections",
+    "FalconForCausalLM": "multi-query heads picked by position",
+    "GPTJForCausalLM": "interleaved rotary",
+    "MixtralForCausalLM": "experts stored one by one and held as one tensor",
+    "Qwen3MoeForCausalLM": "experts, norms per head",
+    "DeepseekV3ForCausalLM": "latent attention, grouped routing, shared experts",
+    "GptOssForCausalLM": "experts with biases, attention sinks",
+    "MambaForCausalLM": "state space",
+    "CohereForCausalLM": "a logit scale, a norm without bias",
+    "GraniteForCausalLM": "multipliers",
+    "ApertusForCausalLM": "an activation with parameters",
+}
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_hidden_ffn_and_heads_grow(name: str, tmp_path: Path) -> None:
+    make("", name, tmp_path / "source")
+    found = attempt(tmp_path / "source", TOGETHER, tmp_path / "grown")
+    assert "exact" in found, found
+    assert found["exact"] < 1e-13
+    assert found["native"] <= found["tolerance"]
+    assert found["greedy"] is True
+
+
+def test_positions_that_depend_on_the_heads_are_refused(tmp_path: Path) -> None:
+    make("", "BloomForCausalLM", tmp_path / "source")
+    refused = attempt(tmp_path / "source", ("heads",), tmp_path / "grown")
+    assert refused["code"] == "S322"
+    assert not (tmp_path / "grown").exists()
+    assert "exact" in attempt(tmp_path / "source", (ALONE[3],), tmp_path / "other")
