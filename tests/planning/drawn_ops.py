@@ -159,6 +159,11 @@ SHAPED: dict[str, Op] = {
     "tril": lambda x: x.tril() if x.ndim > 2 else x,
     "cumsum": lambda x: x.cumsum(-1),
     "flip": lambda x: x.flip(-1),
+    "running": lambda x: x.cumsum(1),
+    "top_rows": lambda x: x.topk(1, 1).values,
+    "twice_rows": lambda x: torch.cat([x, x.flip(1)], 1).repeat(1, 2, *(1 for _ in x.shape[2:])),
+    "over_norm": lambda x: x / (x.norm(dim=-1, keepdim=True) + 0.1),
+    "over_sum": lambda x: F.normalize(x, p=1, dim=1),
 }
 
 OPS: dict[str, Op] = {
