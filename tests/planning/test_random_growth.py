@@ -1,6 +1,6 @@
 """Random modules grown by random recipes: the same function, or a deliberate refusal.
 
-``SURGEON_HUNT=2000 pytest tests/planning`` draws that many cases, larger and other ones each time.
+``SURGEON_HUNT=2000 pytest tests/planning`` draws that percentage of the cases, larger and other ones each time.
 """
 
 from __future__ import annotations
