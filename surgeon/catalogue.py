@@ -151,6 +151,9 @@ is bound elsewhere. Grow by an integer factor, grow other dims, or untie paramet
     "S411": """There is not enough room on the disk. Nothing was left behind.""",
     "S412": """The output cannot be written there.""",
     "S413": """A side file of the model (tokenizer, generation config) cannot be read.""",
+    "S414": """Another run of surgeon is writing the same output.
+It holds a lock on a hidden folder beside the output, which ends with its process. What a killed run left
+there has no lock, and the next run removes it.""",
     # ── S5xx: the proof ──────────────────────────────────────────────────────────────────────
     "S501": """The two graphs, run side by side in float64, differ by more than float64 explains.
 The first node at which they part is named. The output is kept aside in DIR.not-preserved.""",

@@ -20,6 +20,7 @@ from surgeon.errors import (
     SurgeonError,
     fail,
 )
+from surgeon.stops import Unwinding
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,23 +119,24 @@ def _run_apply(
         from surgeon import operations, rendering
 
         _quiet_libraries()
-    with rendering.Progress(console) as progress:
-        result = operations.apply(
-            recipe,
-            model,
-            out,
-            settings=settings,
-            device=device,
-            dtype=dtype,
-            force=force,
-            trust_remote_code=trust_remote_code,
-            stage=progress.stage,
-            progress=progress.bytes,
-            planned=lambda plan: rendering.show_plan(console, plan),
-        )
-    rendering.show_report(console, result.report)
-    console.print(f"Grown: {out}", soft_wrap=True)
-    _write_json(json_file, {"plan": result.plan.as_dict(), "proof": result.report.as_dict()})
+    with _telling_of(out):
+        with rendering.Progress(console) as progress:
+            result = operations.apply(
+                recipe,
+                model,
+                out,
+                settings=settings,
+                device=device,
+                dtype=dtype,
+                force=force,
+                trust_remote_code=trust_remote_code,
+                stage=progress.stage,
+                progress=progress.bytes,
+                planned=lambda plan: rendering.show_plan(console, plan),
+            )
+        rendering.show_report(console, result.report)
+        console.print(f"Grown: {out}", soft_wrap=True)
+        _write_json(json_file, {"plan": result.plan.as_dict(), "proof": result.report.as_dict()})
 
 
 def _write_json(file: Path | None, content: dict[str, Any]) -> None:
@@ -299,33 +301,72 @@ def demo(
     demonstration.show_similarities(console, source, out)
 
 
-def main() -> None:
-    """Entry point. Exit codes: 0 done and preserved, 1 not preserved, 2 wrong input, 3 anything else."""
+class _Stopped(Exception):
+    """A signal to stop came when the output was in place already."""
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextmanager
+def _telling_of(out: Path) -> Iterator[None]:
+    """Raises _Stopped for KeyboardInterrupt when `out` was put in place before it."""
+    before = _identity(out)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if _identity(out) in (None, before):
+            raise
+        raise _Stopped(f"{out} was finished before") from stop
+
+
+def run(signals: Unwinding | None = None) -> int:
+    """Run the command line, and return the exit code: 0 done and preserved, 1 not preserved, 2 wrong
+    input, 3 anything else."""
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
-    except SurgeonError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if signals is not None:
+            signals.over()
+        return _tell(error, signals is not None and signals.came)
+    if signals is not None:
+        signals.over()
+    return int(code or 0)
+
+
+def _tell(error: BaseException, stopped: bool) -> int:
+    """Say what went wrong, and return the exit code for it."""
+    if isinstance(error, SurgeonError):
         typer.echo(str(error), err=True)
-        code = error.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        typer.echo("stopped; nothing was left behind", err=True)
-        code = EXIT_INTERNAL
-    except USAGE_ERROR as error:
+        return error.exit_code
+    if isinstance(error, USAGE_ERROR):
         error.show()
-        code = EXIT_USER
-    except BrokenPipeError:
-        code = EXIT_INTERNAL
-    except Exception as error:
+        return EXIT_USER
+    if isinstance(error, _Stopped):
+        typer.echo(f"stopped; {error}", err=True)
+    elif stopped or isinstance(error, (typer.Abort, KeyboardInterrupt)):
+        typer.echo("stopped; nothing was left behind", err=True)
+    elif not isinstance(error, BrokenPipeError):
         if os.environ.get("SURGEON_TRACEBACK"):
-            raise
+            raise error
         typer.echo(
             f"error[S900]: surgeon failed: {type(error).__name__}: {error}\n"
             "  help: this is a bug; SURGEON_TRACEBACK=1 shows where",
             err=True,
         )
-        code = EXIT_INTERNAL
-    sys.exit(code or 0)
+    return EXIT_INTERNAL
+
+
+def main() -> None:
+    """Entry point of the process: :func:`run`, and signals that unwind it."""
+    sys.exit(run(Unwinding()))
 
 
 if __name__ == "__main__":

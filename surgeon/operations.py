@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.checkpoints.carry import carry_files, write_card, write_surgery
 from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
-from surgeon.checkpoints.writing import Spec, set_aside, staging, write_checkpoint
+from surgeon.checkpoints.staging import set_aside, staging
+from surgeon.checkpoints.writing import Spec, write_checkpoint
 from surgeon.errors import CheckpointError, LanguageError, ModelError, NotPreserved, fail
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load

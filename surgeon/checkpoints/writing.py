@@ -1,17 +1,12 @@
-"""A checkpoint written beside its target and put in place by one rename, or not at all."""
+"""The tensors of a checkpoint, written as transformers and safetensors lay them out."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import errno
 import io
 import json
-import os
-import shutil
-import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -21,7 +16,6 @@ import torch
 from torch import Tensor
 
 from surgeon.checkpoints.reading import DTYPES, INDEX, SINGLE
-from surgeon.errors import CheckpointError, fail
 
 SHARD_BYTES = 5 * 10**9
 BLOCKS_UNDER_WAY = 2
@@ -40,118 +34,6 @@ class Spec:
     @property
     def bytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
-
-
-@contextlib.contextmanager
-def staging(target: Path, force: bool, needed: int = 0) -> Iterator[Path]:
-    """A folder beside `target` that becomes it when the block ends well, and vanishes otherwise.
-
-    Parent folders made for it vanish too. Raises CheckpointError S410 (the target exists), S411 (no
-    room), S412 (cannot write).
-    """
-    shown, target = target, _absolute(target)
-    made: list[Path] = []
-    try:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())) and not force:
-            raise fail(
-                CheckpointError,
-                "S410",
-                f"{shown} exists already",
-                help="choose another --out, or add --force",
-            )
-        made = [p for p in target.parents if not p.exists()]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
-        if needed > free:
-            raise fail(
-                CheckpointError,
-                "S411",
-                f"the grown model needs {needed / 1e9:.1f} GB; {target.parent} has {free / 1e9:.1f} GB free",
-            )
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.surgeon-", dir=target.parent))
-    except OSError as error:
-        _remove_empty(made)
-        raise _write_error(shown, error) from error
-    except BaseException:
-        _remove_empty(made)
-        raise
-    try:
-        yield folder
-        put_in_place(folder, target)
-    except OSError as error:
-        if not _is_writing(error, target.parent):
-            raise
-        raise _write_error(shown, error) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _remove_empty(made)
-
-
-def _absolute(path: Path) -> Path:
-    """So that `.` and `x/..` have a name and a parent."""
-    return Path(os.path.abspath(path))
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, innermost first, as far as they are empty."""
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
-
-
-def _is_writing(error: OSError, parent: Path) -> bool:
-    """Whether the system refused to write here: other libraries raise OSError for whatever they read."""
-    if error.errno is None:
-        return False
-    return error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(parent)
-
-
-def _write_error(target: Path, error: OSError) -> CheckpointError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return fail(
-            CheckpointError,
-            "S411",
-            f"the disk of {_absolute(target).parent} is full",
-            help="nothing was left behind",
-        )
-    return fail(CheckpointError, "S412", f"cannot write {target}: {error.strerror or error}")
-
-
-def put_in_place(folder: Path, target: Path) -> None:
-    """Sync a finished folder to disk and rename it to `target`; what stood there goes.
-
-    Should the last rename fail, what stood there stands there again.
-    """
-    folder.chmod(0o755)
-    for path in (*folder.rglob("*"), folder):
-        _sync(path)
-    if not os.path.lexists(target):
-        folder.rename(target)
-    else:
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent)) / target.name
-        try:
-            target.rename(old)
-            folder.rename(target)
-        finally:
-            if not os.path.lexists(target):
-                old.rename(target)
-            shutil.rmtree(old.parent, ignore_errors=True)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def set_aside(folder: Path, target: Path) -> Path:
-    """Move an output that failed its proof to ``TARGET.not-preserved``, replacing an older one."""
-    aside = target.with_name(_absolute(target).name + ".not-preserved")
-    put_in_place(folder, aside)
-    return aside
 
 
 def write_checkpoint(

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import surgeon
 from surgeon.checkpoints.reading import DTYPES, INDEX, SINGLE, open_checkpoint
-from surgeon.checkpoints.writing import BLOCKS_UNDER_WAY, Spec, set_aside, staging, write_checkpoint
+from surgeon.checkpoints.writing import BLOCKS_UNDER_WAY, Spec, write_checkpoint
 from surgeon.errors import CheckpointError
 
 TENSORS = {
@@ -72,70 +68,6 @@ def test_shards_load_with_transformers(tmp_path: Path) -> None:
     assert all(torch.equal(checkpoint.read(name), state[name]) for name in state)
 
 
-def test_staging_leaves_nothing_after_an_exception(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), staging(tmp_path / "out", False) as folder:
-        (folder / "half").write_text("half")
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_staging_leaves_the_old_output_after_an_exception(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").write_text("old")
-    with pytest.raises(ValueError, match="no"), staging(out, True):
-        raise ValueError("no")
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert (out / "old").read_text() == "old"
-
-
-def test_force_replaces_the_whole_output(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").write_text("old")
-    with pytest.raises(CheckpointError, match="exists already") as caught, staging(out, False):
-        pass
-    assert caught.value.code == "S410"
-    with staging(out, True) as folder:
-        (folder / "new").write_text("new")
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert [p.name for p in out.iterdir()] == ["new"]
-
-
-def test_too_little_room_is_known_beforehand(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "out"
-    with pytest.raises(CheckpointError, match="GB free") as caught, staging(out, False, needed=10**18):
-        pass
-    assert caught.value.code == "S411"
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "S411"), (errno.EROFS, "S412")])
-def test_a_failing_disk_is_told(number: int, code: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError) as caught, staging(tmp_path / "out", False):
-        raise OSError(number, "the disk says no")
-    assert caught.value.code == code
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_parent_that_is_a_file_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    out = tmp_path / "file" / "out"
-    with pytest.raises(CheckpointError, match="cannot write") as caught, staging(out, False):
-        pass
-    assert caught.value.code == "S412"
-
-
-def test_an_output_that_failed_is_set_aside(tmp_path: Path) -> None:
-    for text in ("first", "second"):
-        with pytest.raises(ValueError, match="failed"), staging(tmp_path / "out", False) as folder:
-            (folder / "text").write_text(text)
-            set_aside(folder, tmp_path / "out")
-            raise ValueError("failed")
-    assert [p.name for p in tmp_path.iterdir()] == ["out.not-preserved"]
-    assert (tmp_path / "out.not-preserved" / "text").read_text() == "second"
-
-
 def test_a_file_is_what_safetensors_itself_writes_byte_for_byte(tmp_path: Path) -> None:
     tensors = {f"{d}{i}": torch.ones(3 - i).to(d) for i in range(2) for d in DTYPES.values()}
     tensors |= {"é": torch.ones(1), **TENSORS}
@@ -159,97 +91,6 @@ def test_few_blocks_at_a_time_are_in_memory(tmp_path: Path) -> None:
     assert len(alive) == 40
     written = load_file(tmp_path / SINGLE)
     assert torch.equal(torch.cat([written[f"t{i}"] for i in range(4)])[::10, 0], torch.arange(40))
-
-
-def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError) as caught, staging(tmp_path / "new" / "out", False) as folder:
-        (folder / SINGLE).symlink_to("/dev/full")
-        write_checkpoint(folder, SPECS, lambda name: (TENSORS[name],))
-    assert str(caught.value) == "\n".join(
-        [
-            f"error[S411]: the disk of {tmp_path / 'new'} is full",
-            "  help: nothing was left behind",
-        ]
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_ctrl_c_in_another_process_leaves_nothing(tmp_path: Path) -> None:
-    script = """
-import sys, time
-from pathlib import Path
-from surgeon.checkpoints.writing import staging
-with staging(Path(sys.argv[1]), True) as folder:
-    (folder / "half").write_text("half")
-    print("ready", flush=True)
-    time.sleep(60)
-"""
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").write_text("old")
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        assert len(list(tmp_path.iterdir())) == 2
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) != 0
-    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["out", "out/old"]
-
-
-def test_what_stood_there_stands_again_when_the_last_rename_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").write_text("old")
-    rename = Path.rename
-
-    def failing(self: Path, target: Path) -> Path:
-        if ".surgeon-" in self.name:
-            raise OSError(errno.EIO, "the disk says no")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(CheckpointError, match="the disk says no") as caught, staging(out, True):
-        pass
-    assert caught.value.code == "S412"
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert (out / "old").read_text() == "old"
-
-
-def test_force_replaces_a_file_and_a_link_but_not_what_it_points_to(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("a file")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "kept").write_text("kept")
-    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    for name in ("file", "link"):
-        with staging(tmp_path / name, True) as folder:
-            (folder / "new").write_text("new")
-        assert [p.name for p in (tmp_path / name).iterdir()] == ["new"]
-    assert (tmp_path / "elsewhere" / "kept").read_text() == "kept"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "file", "link"]
-
-
-def test_an_error_of_reading_elsewhere_is_not_called_one_of_writing(tmp_path: Path) -> None:
-    for error in (FileNotFoundError(errno.ENOENT, "no such file", "/elsewhere/x"), OSError("cannot load")):
-        with pytest.raises(OSError) as caught, staging(tmp_path / "out", False):
-            raise error
-        assert caught.value is error
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_output_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with staging(Path("out"), False) as folder:
-        (folder / "new").write_text("new")
-    with (
-        pytest.raises(CheckpointError, match=r"error\[S410\]: out exists already"),
-        staging(Path("out"), False),
-    ):
-        pass
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.fixture(scope="module")

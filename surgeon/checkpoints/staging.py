@@ -1,0 +1,247 @@
+"""A folder written beside its target and put in place by one rename, or not at all.
+
+While it is written, the folder is called ``.TARGET.surgeon-XXXXXXXX`` and its process holds a lock on it.
+The system drops the lock when the process ends, however it ends, so the next run to the same target
+tells the folder of a killed run from that of a running one, and removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from surgeon.errors import CheckpointError, fail
+from surgeon.stops import Deferral
+
+NEW, OLD = "surgeon", "old"  # what is being written; what stood there, for the moment of two renames
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+
+
+@contextlib.contextmanager
+def staging(target: Path, force: bool, needed: int = 0) -> Iterator[Path]:
+    """A folder beside `target` that becomes it when the block ends well, and vanishes otherwise.
+
+    Parent folders made for it vanish too. Signals that stop the process wait while it is made, put in
+    place and removed. Raises CheckpointError S410 (the target exists), S411 (no room), S412 (cannot
+    write), S414 (another run is writing it).
+    """
+    shown, target = target, _absolute(target)
+    made: list[Path] = []
+    with Deferral() as stops:
+        try:
+            _clear_leftovers(target, shown)
+            _refuse(target, shown, force)
+            made = [p for p in target.parents if not p.exists()]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _refuse_too_large(target.parent, needed)
+            folder, lock = _make(target, NEW)
+        except OSError as error:
+            _remove_empty(made)
+            raise _write_error(shown, error) from error
+        except BaseException:
+            _remove_empty(made)
+            raise
+        try:
+            with stops.heeded():
+                yield folder
+            put_in_place(folder, target, force or target.is_symlink(), shown)
+        except OSError as error:
+            if not _is_writing(error, target.parent):
+                raise
+            raise _write_error(shown, error) from error
+        finally:
+            _remove(folder)
+            os.close(lock)
+            _remove_empty(made)
+
+
+def _refuse(target: Path, shown: Path, force: bool) -> None:
+    if os.path.ismount(target):
+        raise fail(
+            CheckpointError,
+            "S412",
+            f"cannot write {shown}: it is a mount point, which no finished folder can be renamed to",
+            help="choose a folder inside it",
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not force:
+        raise _exists(shown)
+
+
+def _refuse_too_large(parent: Path, needed: int) -> None:
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise fail(
+            CheckpointError,
+            "S411",
+            f"the grown model needs {needed / 1e9:.1f} GB; {parent} has {free / 1e9:.1f} GB free",
+        )
+
+
+def _exists(shown: Path, since: str = "already") -> CheckpointError:
+    return fail(
+        CheckpointError, "S410", f"{shown} exists {since}", help="choose another --out, or add --force"
+    )
+
+
+def _absolute(path: Path) -> Path:
+    """So that `.` and `x/..` have a name and a parent."""
+    return Path(os.path.abspath(path))
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, innermost first, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with all it holds, a file or a link, as far as the system lets us."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _is_writing(error: OSError, parent: Path) -> bool:
+    """Whether the system refused to write here: other libraries raise OSError for whatever they read."""
+    if error.errno is None:
+        return False
+    return error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(parent)
+
+
+def _write_error(target: Path, error: OSError) -> CheckpointError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return fail(
+            CheckpointError,
+            "S411",
+            f"the disk of {_absolute(target).parent} is full",
+            help="nothing was left behind",
+        )
+    return fail(CheckpointError, "S412", f"cannot write {target}: {error.strerror or error}")
+
+
+# ── folders of runs, living and dead ─────────────────────────────────────────────────────
+
+
+def _make(target: Path, kind: str) -> tuple[Path, int]:
+    """A new hidden folder beside `target`, and the open lock on it."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{kind}-", dir=target.parent))
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        with contextlib.suppress(OSError):  # a file system without locks: leftovers stay
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():  # else another run found it unlocked, and took it for a leftover
+            return folder, lock
+        os.close(lock)
+
+
+def _clear_leftovers(target: Path, shown: Path) -> None:
+    """Remove what killed runs to `target` left; of one killed between two renames, put back what stood
+    there. Raises CheckpointError S414 when one of the runs lives."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.({NEW}|{OLD})-[a-z0-9_]{{8}}")
+    names = sorted(os.listdir(target.parent)) if target.parent.is_dir() else []
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match is None:
+            continue
+        path = target.parent / name
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):  # a file or link that a new folder replaced
+                _remove(path)
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if match[1] == OLD and (path / target.name).exists() and not os.path.lexists(target):
+                (path / target.name).rename(target)
+            _remove(path)
+        except BlockingIOError:
+            if match[1] == NEW:
+                raise fail(
+                    CheckpointError,
+                    "S414",
+                    f"another run of surgeon is writing {shown}",
+                    help="wait for it, stop it, or choose another --out",
+                ) from None
+        except OSError:  # a file system without locks: whose it is cannot be known
+            pass
+        finally:
+            os.close(lock)
+
+
+# ── the last step ────────────────────────────────────────────────────────────────────────
+
+
+def put_in_place(folder: Path, target: Path, replace: bool = True, shown: Path | None = None) -> None:
+    """Sync a finished folder to disk and rename it to `target`; what stood there goes.
+
+    Without `replace` only an empty folder may stand there: raises CheckpointError S410 for anything
+    else. Should the last rename fail, what stood there stands there again.
+    """
+    folder.chmod(0o755)
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+    if not (replace and os.path.lexists(target)):
+        try:
+            folder.rename(target)
+        except OSError as error:
+            if error.errno not in IN_THE_WAY:
+                raise
+            raise _exists(shown or target, "by now: another run finished first, perhaps") from error
+    elif _exchange(folder, target):
+        _remove(folder)
+    else:
+        _replace(folder, target)
+    _sync(target.parent)
+
+
+def _exchange(folder: Path, target: Path) -> bool:
+    """Let two paths change places in one step; False where the system or file system cannot."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    done: int = call(AT_FDCWD, os.fsencode(folder), AT_FDCWD, os.fsencode(target), RENAME_EXCHANGE)
+    return done == 0
+
+
+def _replace(folder: Path, target: Path) -> None:
+    """The same in two steps. Who is killed between them leaves the old folder to be put back."""
+    beside, lock = _make(target, OLD)
+    old = beside / target.name
+    try:
+        target.rename(old)
+        folder.rename(target)
+    finally:
+        if os.path.lexists(old) and not os.path.lexists(target):
+            old.rename(target)
+        _remove(beside)
+        os.close(lock)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(folder: Path, target: Path) -> Path:
+    """Move an output that failed its proof to ``TARGET.not-preserved``, replacing an older one."""
+    aside = target.with_name(_absolute(target).name + ".not-preserved")
+    with Deferral():
+        put_in_place(folder, aside)
+    return aside
