@@ -322,7 +322,7 @@ def _telling_of(out: Path) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         if _identity(out) in (None, before):
             raise
-        raise _Stopped(f"{out} was finished before") from stop
+        raise _Stopped(f"{out} was finished before that") from stop
 
 
 def run(signals: Unwinding | None = None) -> int:
