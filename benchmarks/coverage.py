@@ -103,6 +103,7 @@ def attempt(folder: Path, dims: tuple[str, ...], out: Path) -> dict[str, Any]:
     report = result.report
     assert report.native is not None
     return {
+        "fields": {name: list(change) for name, change in result.plan.config_changes.items()},
         "grown": [f"{d.label} {d.size}→{d.target}" for d in result.plan.grown_dims()],
         "notes": list(result.plan.notes),
         "exact": report.exact.outputs,
@@ -200,7 +201,7 @@ def verdict(row: dict[str, Any]) -> str:
     if "together" not in row:
         return row["refusal"][:160]
     if "exact" in row["together"]:
-        return "all three"
+        return "grown: " + ", ".join(row["together"]["fields"])
     grown = [d for d, a in row["alone"].items() if "exact" in a]
     return f"{', '.join(grown) or 'none'}; together: {row['together']['refusal'][:140]}"
 
@@ -220,7 +221,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         counts = Counter(_outcome(row) for row in mine)
         total = ", ".join(f"{n} {what}" for what, n in counts.most_common())
         lines += [f"## {group}: {len(mine)} classes", "", f"{total}.", ""]
-        lines += ["| class | dims | grown | exact | stock | why not |", "|---|---|---|---|---|---|"]
+        lines += ["| class | dims | config fields grown | exact | stock | why not |"]
+        lines += ["|---|---|---|---|---|---|"]
         lines += [_row(row) for row in sorted(mine, key=lambda r: (_outcome(r), r["class"]))]
         lines.append("")
     return "\n".join(lines)
@@ -230,14 +232,15 @@ def _outcome(row: dict[str, Any]) -> str:
     if "together" not in row:
         return "not captured" if "refusal" in row else "not tried"
     if "exact" in row["together"]:
-        return "grown in all three"
+        return "grown as asked"
     return "grown in part" if any("exact" in a for a in row["alone"].values()) else "refused"
 
 
 def _row(row: dict[str, Any]) -> str:
     together = row.get("together", {})
     alone = {d: a for d, a in row.get("alone", {}).items() if "exact" in a}
-    grown = ", ".join(TOGETHER if "exact" in together else alone)
+    fields = together.get("fields") or [name for a in alone.values() for name in a["fields"]]
+    grown = ", ".join(dict.fromkeys(fields))
     best = together if "exact" in together else next(iter(alone.values()), {})
     why = row.get("crash") or row.get("unbuilt") or row.get("refusal") or together.get("refusal", "")
     errors = [f"{best[k]:.1e}" if k in best else "" for k in ("exact", "native")]

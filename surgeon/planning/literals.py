@@ -97,7 +97,9 @@ def _repeat(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
     times = [maps.target_size(b) // maps.target_size(a) for a, b in zip(axes, out.axes, strict=True)]
     name = "repeats" if "repeats" in call.names else "dims"
     if isinstance(call.arg("repeats"), int):
-        return {name: times[call.axis_arg(dim, len(axes)) if dim is not None else 0]}
+        at = call.axis_arg(dim, len(axes)) if dim is not None else 0
+        size = {"output_size": maps.target_size(out.axes[at])} if call.arg("output_size") else {}
+        return {name: times[at]} | size
     return {name: times}
 
 

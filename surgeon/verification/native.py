@@ -122,9 +122,13 @@ def compare_stock(plan: Plan, source: Observed, wider: Observed, grown: Observed
         NOISE_FACTOR * max(noise, torch.finfo(source.dtype).eps),
         kl,
         top1,
-        None if source.tokens is None or grown.tokens is None else torch.equal(source.tokens, grown.tokens),
+        None if source.tokens is None else _equal(source.tokens, grown.tokens),
         grown.unloaded,
     )
+
+
+def _equal(tokens: Tensor, others: Tensor | None) -> bool:
+    return others is not None and torch.equal(tokens, others)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -147,6 +151,9 @@ def _greedy(model: Any, new_tokens: int = 4) -> Tensor | None:
         "pad_token_id": 0,
         "attention_mask": torch.ones_like(ids),
     }
-    with torch.no_grad():
-        tokens: Tensor = model.generate(ids, **options)
+    try:
+        with torch.no_grad():
+            tokens: Tensor = model.generate(ids, **options)
+    except Exception:  # some classes that say they generate want more than tokens
+        return None
     return tokens

@@ -1,6 +1,7 @@
 """Random modules grown by random recipes: the same function, or a deliberate refusal.
 
-``SURGEON_HUNT=2000 pytest tests/planning`` draws that percentage of the cases, larger and other ones each time.
+``SURGEON_HUNT=2000 pytest tests/planning`` draws that percentage of the cases, larger ones and other
+ones each time.
 """
 
 from __future__ import annotations
