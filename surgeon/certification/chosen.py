@@ -194,6 +194,13 @@ TABLE: dict[str, list[Case]] = {
     ),
     "aten.norm": _calls(aten.norm.ScalarOpt_dim, ((3, 4), (2, [1])), ((3, 4, 2), (2, [-1], True))),
     "aten.logsumexp": _calls(aten.logsumexp.default, ((3, 4), ([1],)), ((3, 4, 2), ([-1], True))),
+    "aten.view_as_complex": [
+        (lambda x: aten.abs.default(aten.view_as_complex.default(x)), ((3, 4, 2),)),
+    ],
+    "aten.view_as_real": [
+        (lambda x: aten.view_as_real.default(aten.view_as_complex.default(x)), ((3, 4, 2),)),
+    ],
+    "aten.polar": [(lambda x, y: aten.view_as_real.default(aten.polar.default(x, y)), ((3, 4), (3, 4)))],
     "aten.concat": [(lambda x, y: aten.concat.default([x, y], -1), ((3, 4), (3, 2)))],
     "aten.copy": [(lambda x, y: aten.copy.default(x, y), ((3, 4), (4,)))],
     "aten.max.other": [(lambda x, y: aten.max.other(x, y), ((3, 4), (4,)))],

@@ -75,9 +75,22 @@ def capture(
                 program = _export(module, tuple(args), kwargs, dynamic_shapes)
             if not all(_is_plain(node, known) for node in program.graph.nodes):
                 program = program.run_decompositions({})
+                _drop_copies(program.graph)
     except Exception as error:
         raise _refusal(module, error) from error
     return describe(program, module)
+
+
+def _drop_copies(graph: fx.Graph) -> None:
+    """Whether a view needs a copy depends on sizes; what it means does not."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target is aten.clone.default:
+            (source, *_) = node.args
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+        elif node.target is aten._unsafe_view.default:
+            node.target = aten.view.default
 
 
 class Literals(TorchFunctionMode):

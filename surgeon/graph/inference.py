@@ -246,9 +246,9 @@ def _regrouped(
 
 
 def is_float(node: fx.Node) -> bool:
-    """Whether a node's value is one floating tensor."""
+    """Whether a node's value is one tensor of floating or complex numbers, which may have a scale."""
     value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def is_whole(node: fx.Node) -> bool:

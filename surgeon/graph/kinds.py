@@ -455,6 +455,17 @@ def along(call: Call, store: Store) -> Outputs:
     return outputs
 
 
+def complex_(call: Call, store: Store) -> Outputs:
+    """Pairs of real numbers along the last axis joined to complex ones, or those parted again."""
+    axes = call.axes(call.args[0])
+    if call.flag == "joined":
+        store.units(axes[-1])
+        return [axes[:-1]]
+    pair = store.fresh(2, f"{call.node.name}[{len(axes)}]")
+    store.units(pair)
+    return [(*axes, store.resolve(pair))]
+
+
 def uniform(call: Call, store: Store) -> Outputs:
     """The same number everywhere: any map of its axes is right. Shaped like another tensor, it has
     that one's axes."""
@@ -496,6 +507,7 @@ KINDS: dict[str, Callable[[Call, Store], Outputs]] = {
     "repeat": repeat,
     "along": along,
     "pad": pad,
+    "complex": complex_,
     "uniform": uniform,
     "made": made,
     "ignore": ignore,

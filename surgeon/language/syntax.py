@@ -41,6 +41,7 @@ KINDS = {
     "repeat": (),
     "along": ("linear", "nonlinear"),
     "pad": (),
+    "complex": ("joined", "parted"),
     "uniform": (),
     "made": (),
     "identity": (),

@@ -325,6 +325,12 @@ class Equations(Products):
             cells = np.repeat(cells, times, axis=i) if inside else np.concatenate([cells] * times, axis=i)
         return cells
 
+    def _complex(self, call: Call) -> Cells:
+        cells = self.of(call.args[0])
+        if call.flag == "joined":
+            return self._one_piece(cells, cells.ndim - 1, call.node.name)[..., 0]
+        return np.broadcast_to(cells[..., None], self.shape(self.axes_of(call.node.name)))
+
     def _pad(self, call: Call) -> Cells:
         cells = self.of(call.args[0])
         if call.arg("value"):

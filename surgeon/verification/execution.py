@@ -29,7 +29,8 @@ class Weight:
 
 
 def promoted(value: Tensor) -> Tensor:
-    return value.double() if value.is_floating_point() else value
+    wide = torch.complex128 if value.is_complex() else torch.float64
+    return value.to(wide) if value.is_floating_point() or value.is_complex() else value
 
 
 def schedule(nodes: list[fx.Node]) -> list[fx.Node]:
@@ -74,6 +75,8 @@ class Executor:
             return self.device
         if isinstance(value, torch.dtype) and value.is_floating_point:
             return torch.float64
+        if isinstance(value, torch.dtype) and value.is_complex:
+            return torch.complex128
         return value
 
 

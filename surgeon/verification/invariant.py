@@ -27,7 +27,7 @@ def expected(value: Tensor, name: str, output: int, plan: Plan) -> tuple[Tensor,
             here = here.reshape([-1 if i == dim else 1 for i in range(out.ndim)])
             mask = here if mask is None else mask & here
     cells = plan.equations.cells.get(name)
-    if cells is not None and output < len(cells) and cells[output] is not None and out.is_floating_point():
+    if cells is not None and output < len(cells) and cells[output] is not None and _has_scale(out):
         numbers = np.vectorize(plan.equations.system.value, otypes=[np.float64])(cells[output])
         if (numbers != 1.0).any():
             factors = torch.from_numpy(np.array(numbers)).to(out)
@@ -39,10 +39,17 @@ def expected(value: Tensor, name: str, output: int, plan: Plan) -> tuple[Tensor,
     return out, mask
 
 
+def _has_scale(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
 def difference(grown: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
     """The largest difference relative to the largest magnitude; infinities must agree."""
     if grown.shape != wanted.shape:
         return float("inf")
+    if grown.is_complex() and wanted.is_complex():
+        grown, wanted = torch.view_as_real(grown), torch.view_as_real(wanted)
+        mask = None if mask is None else mask.unsqueeze(-1)
     if not grown.is_floating_point():
         return 0.0 if torch.equal(grown, wanted) else float("inf")
     if mask is not None:
