@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import json
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,11 +58,19 @@ def write_checkpoint(
         name = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         shard.sort(key=lambda spec: (-NARROW_TO_WIDE.index(NAMES[spec.dtype]), spec.name))
         _write_file(folder / name, shard, produce, progress)
+        threading.Thread(target=_flush, args=(folder / name,), daemon=True).start()
         weight_map.update({spec.name: name for spec in shard})
     if len(shards) > 1:
         total = sum(spec.bytes for spec in specs)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _flush(file: Path) -> None:
+    """Let the system write a finished file to disk while the proof runs. What fails here fails once more,
+    and is told, when the folder is put in place."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _shards(specs: Sequence[Spec], limit: int) -> list[list[Spec]]:
