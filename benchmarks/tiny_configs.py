@@ -62,7 +62,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "codegen": {"n_head": 8, "rotary_dim": 4},
     "diffllama": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8},
-    "deepseek_v2": {"n_group": 1, "topk_group": 1},
+    "deepseek_v2": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
     "zamba": {"layers_block_type": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3},
     "cohere_compass_text": {"layer_types": ["sliding_attention", "sliding_attention"]},
     "dots1": {

@@ -144,7 +144,10 @@ def _greedy(model: Any, new_tokens: int = 4) -> Tensor | None:
     can = getattr(model, "can_generate", None)
     if can is None or not can() or getattr(model, "main_input_name", "") != "input_ids":
         return None
-    ids = real_inputs(model, SEEDS[-1] + 1, padded=False)["input_ids"].to(next(model.parameters()).device)
+    # One sequence: the last position of several is no contiguous tensor, and a linear layer then makes
+    # a copy of its weights for each of them.
+    ids = real_inputs(model, SEEDS[-1] + 1, padded=False)["input_ids"][:1]
+    ids = ids.to(next(model.parameters()).device)
     options = {
         "max_new_tokens": new_tokens,
         "do_sample": False,
