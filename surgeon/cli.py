@@ -135,6 +135,8 @@ def _run_apply(
                 planned=lambda plan: rendering.show_plan(console, plan),
             )
         rendering.show_report(console, result.report)
+        for note in result.notes:
+            console.print(f"note: {note}", soft_wrap=True)
         console.print(f"Grown: {out}", soft_wrap=True)
         _write_json(json_file, {"plan": result.plan.as_dict(), "proof": result.report.as_dict()})
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,21 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.checkpoints.carry import carry_files, write_card, write_surgery
 from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
-from surgeon.checkpoints.staging import set_aside, staging
+from surgeon.checkpoints.staging import refuse_existing, refuse_source, set_aside, staging
 from surgeon.checkpoints.writing import Spec, write_checkpoint
-from surgeon.errors import CheckpointError, LanguageError, ModelError, NotPreserved, fail
+from surgeon.errors import CheckpointError, LanguageError, ModelError, NotPreserved, SurgeonError, fail
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
 from surgeon.language.syntax import Program, Recipe
 from surgeon.models.native import real_inputs, reason
-from surgeon.models.source import ModuleSource, Source, TransformersSource, from_factory_value, open_source
+from surgeon.models.source import (
+    ModuleSource,
+    Source,
+    TransformersSource,
+    from_factory_value,
+    open_source,
+    refuse_quantised,
+)
 from surgeon.models.stored import StoredModel, open_stored
 from surgeon.planning.native import compare
 from surgeon.planning.plan import Plan, plan_growth
@@ -38,12 +47,13 @@ from surgeon.verification.trainability import Asymmetry, gradient_asymmetry, wat
 
 @dataclass(frozen=True)
 class Result:
-    """A finished surgery: the plan, the proof, and where or what the grown model is."""
+    """A finished surgery: the plan, the proof, where or what the grown model is, and what to know of it."""
 
     plan: Plan
     report: Report
     model: nn.Module | None = field(default=None, repr=False)
     folder: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def device_of(name: str) -> torch.device:
@@ -123,9 +133,12 @@ def apply(
             raise fail(
                 ModelError, "S209", f"{source.name}: there are no weights to grow, or nowhere to put them"
             )
-        _refuse_source(Path(out), source.folder)
+        refuse_source(Path(out), source.folder)
         checkpoint = open_checkpoint(source.folder)
-    _refuse_existing(out, force)
+        refuse_quantised(source)
+        _main_dtype(checkpoint)
+    if out is not None:
+        refuse_existing(Path(out), force)
     subject = examine(source, program, stage)
     surgery = plan_surgery(subject, chosen, program, stage)
     planned(surgery.plan)
@@ -133,27 +146,6 @@ def apply(
         return _apply_module(surgery, where, Path(out) if out else None, force, stage)
     assert out is not None
     return _apply_native(surgery, checkpoint, Path(out), where, _dtype(dtype), force, stage, progress)
-
-
-def _refuse_source(out: Path, folder: Path) -> None:
-    """The source stays untouched, even with --force."""
-    target, source = out.resolve(), folder.resolve()
-    if target == source or target in source.parents:
-        raise fail(
-            CheckpointError, "S410", f"{out} is or holds the source model", help="choose another --out"
-        )
-
-
-def _refuse_existing(out: str | Path | None, force: bool) -> None:
-    if (
-        out is not None
-        and Path(out).exists()
-        and not force
-        and (Path(out).is_file() or any(Path(out).iterdir()))
-    ):
-        raise fail(
-            CheckpointError, "S410", f"{out} exists already", help="choose another --out, or add --force"
-        )
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
@@ -197,26 +189,36 @@ def _apply_native(
         done += count
         progress(done, total)
 
-    with staging(out, force, total) as folder:
+    with staging(out, force, total) as folder, checkpoint.steady():
         stage("expanding and writing")
         write_checkpoint(folder, specs, grown.produce, written)
         carry_files(source.folder, folder)
         _write_config(source, plan, folder, dtype)
         stage("proof: both graphs in float64")
         report = _prove_native(surgery, stored.read, source.folder, folder, dtype, device, stage)
-        record = _record(surgery, report, source.name)
+        checkpoint.refuse_changes()
+        notes = _notes(stored, source.model_class)
+        record = _record(surgery, report, source.name) | {"notes": notes}
         write_surgery(folder, record)
         write_card(folder, source.name, record)
         if not report.preserved:
             aside = set_aside(folder, out)
             raise _not_preserved(report, aside)
-    return Result(plan, report, None, out)
+    return Result(plan, report, None, out, notes)
+
+
+def _notes(stored: StoredModel, model_class: Any) -> tuple[str, ...]:
+    """What the user should know about the folder written."""
+    unused = stored.unused()
+    if not unused:
+        return ()
+    named = ", ".join(unused[:4]) + (", …" if len(unused) > 4 else "")
+    return (f"left out, as {model_class.__name__} has no place for them: {len(unused)} tensors ({named})",)
 
 
 def _write_config(source: TransformersSource, plan: Plan, folder: Path, dtype: torch.dtype | None) -> None:
     """The source's own config.json with the grown fields changed, and nothing else."""
-    assert source.folder is not None
-    content = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    content = copy.deepcopy(dict(source.content))
     names = getattr(type(source.config), "attribute_map", {})
     for name, (_, value) in plan.config_changes.items():
         *parents, last = name.split(".")
@@ -250,13 +252,27 @@ def _prove_native(
     stage("proof: stock transformers")
     model_class = subject.source.model_class
     own = dtype or _main_dtype(open_checkpoint(source_folder))
-    native = compare_stock(
-        plan,
-        observe_folder(source_folder, model_class, own, own, device),
-        observe_folder(source_folder, model_class, own, WIDER[own], device),
-        observe_folder(grown_folder, model_class, own, own, device),
-    )
+    with _told_of_stock(source_folder):
+        small = observe_folder(source_folder, model_class, own, own, device)
+        wide = observe_folder(source_folder, model_class, own, WIDER[own], device)
+    native = compare_stock(plan, small, wide, observe_folder(grown_folder, model_class, own, own, device))
     return Report(len(plan.anatomy.calls), run.report, native, trained, untrained)
+
+
+@contextlib.contextmanager
+def _told_of_stock(folder: Path) -> Iterator[None]:
+    """Raises ModelError S222 where stock transformers fails on the source itself."""
+    try:
+        yield
+    except SurgeonError:
+        raise
+    except Exception as error:
+        raise fail(
+            ModelError,
+            "S222",
+            f"stock transformers cannot load and run {folder}: {type(error).__name__}: {reason(error)}",
+            help="are all its files sound, generation_config.json too?",
+        ) from error
 
 
 def _trainability(plan: Plan, run: Coexecution) -> tuple[tuple[Asymmetry, ...] | None, str | None]:
@@ -276,7 +292,9 @@ def _main_dtype(checkpoint: Checkpoint) -> torch.dtype:
         if entry.dtype in WIDER:
             floats[entry.dtype] = floats.get(entry.dtype, 0) + entry.bytes
     if not floats:
-        raise fail(CheckpointError, "S407", "the checkpoint holds no float32, bfloat16 or float16 weights")
+        raise fail(
+            CheckpointError, "S407", f"{checkpoint.folder} holds no float32, bfloat16 or float16 weights"
+        )
     return max(floats, key=lambda d: floats[d])
 
 

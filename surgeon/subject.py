@@ -91,7 +91,7 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     notes = (*request.notes, *(f"config.{name} speaks of the same dim and grows along" for name in extra))
     stage("tracing the grown class")
     config = build_config(source.config, changes)
-    grown_module, grown_buffers = build_meta(config, source.model_class)
+    grown_module, grown_buffers = build_meta(config, source.model_class, changes)
     grown = capture(grown_module, (), example_inputs(subject.module), known=subject.known)
     stage("planning")
     native = compare(anatomy, grown, subject.buffers, grown_buffers)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from surgeon.checkpoints.stamps import Stamp, stamp
 from surgeon.errors import CheckpointError, fail
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -52,16 +54,19 @@ class Checkpoint:
 
     folder: Path
     entries: Mapping[str, Entry]
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict, repr=False)  # of config.json too
     _finite: set[str] = field(default_factory=set, repr=False)  # those already looked through
 
     def read(self, name: str) -> Tensor:
         """One tensor, mapped for as long as it lives: its pages leave memory with it, which those of a
         file mapped whole would not.
 
-        Raises CheckpointError S403 (the file changed or cannot be read) and S404 (the tensor holds NaN
-        or infinity).
+        Raises CheckpointError S403 (the file cannot be read), S404 (the tensor holds NaN or infinity) and
+        S415 (the file changed since its header was read).
         """
         entry = self.entries[name]
+        if entry.file in self.stamps:
+            self.stamps[entry.file].refuse_change()
         if not entry.bytes:
             return torch.empty(entry.shape, dtype=entry.dtype)
         try:  # copy-on-write: whoever changes the tensor does not change the file
@@ -76,6 +81,23 @@ class Checkpoint:
             self._finite.add(name)
         return tensor
 
+    def refuse_changes(self) -> None:
+        """Raises CheckpointError S415 when a file changed since it was opened, S403 when one is gone."""
+        for seen in self.stamps.values():
+            seen.refuse_change()
+
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """A stretch of work on the files: where it fails because one of them changed, that is the error."""
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.refuse_changes()
+            except CheckpointError as change:
+                raise change from error
+            raise
+
     @property
     def total_bytes(self) -> int:
         return sum(e.bytes for e in self.entries.values())
@@ -87,10 +109,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises CheckpointError S401 (no weights, or unsafe ones only), S402 (a shard is missing or outside
     the folder), S403 (a header that does not fit its file).
     """
-    if (folder / SINGLE).is_file():
-        return Checkpoint(folder, read_header(folder / SINGLE))
-    if (folder / INDEX).is_file():
-        return Checkpoint(folder, _sharded(folder))
+    stamps: dict[Path, Stamp] = {}
+    if is_file(folder / "config.json"):
+        stamps[folder / "config.json"] = stamp(folder / "config.json")
+    if is_file(folder / SINGLE):
+        stamps[folder / SINGLE] = stamp(folder / SINGLE)
+        return Checkpoint(folder, read_header(folder / SINGLE), stamps)
+    if is_file(folder / INDEX):
+        stamps[folder / INDEX] = stamp(folder / INDEX)
+        return Checkpoint(folder, _sharded(folder, stamps), stamps)
     pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
     if pickles:
         raise fail(
@@ -102,12 +129,28 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     raise fail(CheckpointError, "S401", f"{folder} holds no {SINGLE}", help="is the download complete?")
 
 
-def _sharded(folder: Path) -> dict[str, Entry]:
+def is_file(path: Path) -> bool:
+    """Whether a file is there to be read, perhaps behind a link. Raises CheckpointError S403 where there
+    is something else: a folder, a pipe, or a link that leads nowhere."""
+    try:
+        kind = path.stat().st_mode
+    except OSError as error:
+        if not path.is_symlink() and isinstance(error, FileNotFoundError):
+            return False
+        raise fail(CheckpointError, "S403", f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(kind):
+        raise fail(CheckpointError, "S403", f"{path} is no file")
+    return True
+
+
+def _sharded(folder: Path, stamps: dict[Path, Stamp]) -> dict[str, Entry]:
     _refuse_pointer(folder / INDEX)
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
-        weight_map = dict(index["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError("it has no weight_map")
+    except (OSError, ValueError, RecursionError) as error:
         raise fail(CheckpointError, "S402", f"{INDEX} is not a readable index: {error}") from error
     headers: dict[str, dict[str, Entry]] = {}
     entries: dict[str, Entry] = {}
@@ -115,10 +158,11 @@ def _sharded(folder: Path) -> dict[str, Entry]:
         if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
             raise fail(CheckpointError, "S402", f"{INDEX} points outside the folder: {shard}")
         if shard not in headers:
-            if not (folder / shard).is_file():
+            if not is_file(folder / shard):
                 raise fail(
                     CheckpointError, "S402", f"the shard {shard} is missing", help="is the download complete?"
                 )
+            stamps[folder / shard] = stamp(folder / shard)
             headers[shard] = read_header(folder / shard)
         if name not in headers[shard]:
             raise fail(CheckpointError, "S402", f"{INDEX} says that {shard} holds {name}, but it does not")
@@ -135,19 +179,18 @@ def read_header(file: Path) -> dict[str, Entry]:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise ValueError("the file is shorter than its header says")
-            header = json.loads(stream.read(length), object_pairs_hook=_no_duplicates)
+            header = json.loads(stream.read(length).decode("utf-8"), object_pairs_hook=no_duplicates)
         if not isinstance(header, dict):
             raise ValueError("the header is no JSON object")
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise ValueError("its __metadata__ does not lead from names to texts")
         entries = {}
         end = 0
-        described = [(n, d) for n, d in header.items() if n != "__metadata__"]
-        for name, about in sorted(described, key=lambda item: item[1]["data_offsets"]):
-            begin, stop = about["data_offsets"]
-            shape, dtype = tuple(about["shape"]), about["dtype"]
+        described = [(name, *_described(name, about)) for name, about in header.items()]
+        for name, begin, stop, shape, dtype in sorted(described, key=lambda d: d[1:3]):
             if dtype not in DTYPES:
                 raise ValueError(f"{name} has the dtype {dtype}, which is not supported")
-            if not all(type(n) is int and n >= 0 for n in (begin, stop, *shape)):
-                raise ValueError(f"{name} has a size that is no whole number")
             count = prod(shape) * WIDTHS.get(dtype, 1)
             if begin != end or stop - begin != count or 8 + length + stop > size:
                 raise ValueError(f"{name} does not fit the file")
@@ -155,7 +198,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             entries[name] = Entry(file, shape, DTYPES[dtype], stop - begin, 8 + length + begin)
         if 8 + length + end != size:
             raise ValueError("the file is longer or shorter than its tensors")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise fail(
             CheckpointError,
             "S403",
@@ -163,6 +206,20 @@ def read_header(file: Path) -> dict[str, Entry]:
             help="download it again",
         ) from error
     return entries
+
+
+def _described(name: str, about: Any) -> tuple[int, int, tuple[int, ...], str]:
+    """First and last byte, shape and dtype as a header gives them. Raises ValueError."""
+    if not isinstance(about, dict):
+        raise ValueError(f"{name} is not described")
+    offsets, shape, dtype = (about.get(key) for key in ("data_offsets", "shape", "dtype"))
+    if not isinstance(offsets, list) or not isinstance(shape, list) or len(offsets) != 2:
+        raise ValueError(f"{name} has no shape and two offsets")
+    if not isinstance(dtype, str):
+        raise ValueError(f"{name} has no dtype")
+    if not all(type(n) is int and n >= 0 for n in (*offsets, *shape)):
+        raise ValueError(f"{name} has a size that is no whole number")
+    return offsets[0], offsets[1], tuple(shape), dtype
 
 
 def _refuse_pointer(file: Path) -> None:
@@ -178,7 +235,8 @@ def _refuse_pointer(file: Path) -> None:
         )
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For ``json.loads``: an object whose names are distinct. Raises ValueError."""
     out: dict[str, Any] = {}
     for key, value in pairs:
         if key in out:
@@ -211,11 +269,12 @@ def resolve_names(
         if disk is None:
             missing.append(name)
             continue
-        if checkpoint.entries[disk].shape != shape:
+        entry = checkpoint.entries[disk]
+        if entry.shape != shape:
             raise fail(
                 CheckpointError,
                 "S406",
-                f"{disk} has the shape {checkpoint.entries[disk].shape} where the config asks for {shape}",
+                f"{disk} in {entry.file.name} has the shape {entry.shape} where the config asks for {shape}",
                 help="do config.json and the weights belong together?",
             )
         found[name] = disk
@@ -223,7 +282,8 @@ def resolve_names(
         raise fail(
             CheckpointError,
             "S405",
-            f"{len(missing)} tensors are missing from the checkpoint: {', '.join(missing[:4])}",
+            f"{len(missing)} tensors are missing from the checkpoint in {checkpoint.folder}: "
+            f"{', '.join(missing[:4])}",
             help="is the download complete, and config.json the right one?",
         )
     return found

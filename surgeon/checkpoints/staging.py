@@ -64,6 +64,23 @@ def staging(target: Path, force: bool, needed: int = 0) -> Iterator[Path]:
             _remove_empty(made)
 
 
+def refuse_source(out: Path, folder: Path) -> None:
+    """The source stays untouched, even with --force. Raises CheckpointError S410."""
+    target, source = out.resolve(), folder.resolve()
+    if target == source or target in source.parents:
+        raise fail(
+            CheckpointError, "S410", f"{out} is or holds the source model", help="choose another --out"
+        )
+
+
+def refuse_existing(out: Path, force: bool) -> None:
+    """Raises CheckpointError S410 for an output that may not be replaced, S412 where it cannot stand."""
+    try:
+        _refuse(_absolute(out), out, force)
+    except OSError as error:
+        raise _write_error(out, error) from error
+
+
 def _refuse(target: Path, shown: Path, force: bool) -> None:
     if os.path.ismount(target):
         raise fail(

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.errors import ModelError, fail
+from surgeon.errors import CheckpointError, ModelError, fail
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,20 @@ def read_layout(module: nn.Module, on_disk: Mapping[str, Tensor]) -> Layout:
     Args:
         on_disk: meta tensors by disk name.
 
-    Raises ModelError S221 when a conversion cannot be undone name for name and shape for shape.
+    Raises CheckpointError S408 when two are one parameter, ModelError S221 when a conversion cannot be
+    undone name for name and shape for shape.
     """
     names: dict[str, str] = {}
     groups: dict[str, list[str]] = {}
     for disk, (name, pattern) in _renamed(module, on_disk).items():
         if pattern is None:
-            names[name] = disk
+            if names.setdefault(name, disk) != disk and name in module.state_dict():
+                raise fail(
+                    CheckpointError,
+                    "S408",
+                    f"the checkpoint holds {name} twice, as {names[name]} and as {disk}",
+                    help="which one counts cannot be known: remove the other",
+                )
         else:
             groups.setdefault(name, []).append(disk)
     layout = Layout(module, names, ())

@@ -17,6 +17,7 @@ from surgeon.errors import ModelError, fail
 BATCH, SEQUENCE = 3, 7  # of the inputs that graphs are traced with and the proof runs on
 IMAGE_SIZE = 64  # where the config names none: the class takes any
 SIZE_LIMIT = 1 << 30
+MAX_PARAMETERS = 200_000  # tensors; a config that asks for more has a wrong number of layers
 
 
 def field_value(config: Any, field: str) -> Any:
@@ -75,7 +76,10 @@ def _no_field(config: Any, field: str) -> ModelError:
 
 def refusal(config: Any, changes: Mapping[str, Any], error: Exception) -> ModelError:
     """The class's refusal of a config, in one line."""
-    asked = ", ".join(f"{k} = {v}" for k, v in changes.items()) or "this config"
+    if not changes:
+        message = f"{type(config).__name__} refuses this config: {reason(error)}"
+        return fail(ModelError, "S220", message, help="is config.json sound, and the class the right one?")
+    asked = ", ".join(f"{k} = {v}" for k, v in changes.items())
     return fail(
         ModelError,
         "S220",
@@ -85,9 +89,11 @@ def refusal(config: Any, changes: Mapping[str, Any], error: Exception) -> ModelE
 
 
 def reason(error: BaseException) -> str:
-    """The last line of an error, where strict classes say what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    """The last line of an error that says anything: there strict classes tell what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if any(c.isalnum() for c in line)]
+    if not lines or isinstance(error, KeyError):  # which only names the key
+        lines.append(": ".join([type(error).__name__, *lines[-1:]]))
+    return lines[-1]
 
 
 @contextlib.contextmanager
@@ -97,8 +103,13 @@ def parameters_on_meta() -> Iterator[None]:
     An ``nn.Linear`` allocates its weight before it registers it, but nothing touches those pages.
     """
     register = nn.Module.register_parameter
+    count = 0
 
     def on_meta(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_PARAMETERS:
+            raise ValueError(f"it asks for more than {MAX_PARAMETERS} tensors")
         if parameter is not None and parameter.device.type != "meta":
             parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
         register(self, name, parameter)
@@ -111,10 +122,13 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def build_meta(config: Any, model_class: Any) -> tuple[nn.Module, dict[str, Tensor]]:
+def build_meta(
+    config: Any, model_class: Any, changes: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, dict[str, Tensor]]:
     """A module on meta in eval mode, and the real values of all its buffers, by name.
 
-    Raises ModelError S220 when the class refuses the config.
+    `changes` are those by which the config differs from the source's. Raises ModelError S220 when the
+    class refuses the config.
     """
     config = copy.deepcopy(config)
     for name in ("use_cache", "output_attentions", "output_hidden_states"):
@@ -124,7 +138,7 @@ def build_meta(config: Any, model_class: Any) -> tuple[nn.Module, dict[str, Tens
         with parameters_on_meta(), torch.no_grad():
             module = _construct(config, model_class)
     except Exception as error:
-        raise refusal(config, {}, error) from error
+        raise refusal(config, changes or {}, error) from error
     module.eval()
     buffers = {name: b.detach().clone() for name, b in module.named_buffers() if b.device.type != "meta"}
     return module.to("meta"), buffers
@@ -187,6 +201,8 @@ def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, 
         inputs[main] = torch.randn(shape, generator=generator)
     elif main == "input_ids":
         ordinary = _ordinary_ids(config)
+        if not len(ordinary):
+            raise fail(ModelError, "S220", f"{type(config).__name__} has an empty vocabulary")
         chosen = torch.randint(len(ordinary), (BATCH, SEQUENCE), generator=generator)
         inputs["input_ids"] = ordinary[chosen]
         mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)

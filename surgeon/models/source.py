@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from surgeon.checkpoints.reading import is_file, no_duplicates
 from surgeon.errors import ModelError, fail
 from surgeon.models.native import reason
 
@@ -25,6 +26,7 @@ class TransformersSource:
     config: Any = field(repr=False)
     model_class: Any = field(repr=False)
     folder: Path | None  # None: no weights, plan and dims only
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of config.json, as it was read
 
     @property
     def model_type(self) -> str:
@@ -72,7 +74,7 @@ def open_source(model: str, trust_remote_code: bool = False) -> Source:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         raise fail(ModelError, "S202", f"{path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
@@ -87,7 +89,7 @@ def _special_float(value: dict[str, Any]) -> Any:
 
 def _folder(path: Path, name: str, trust_remote_code: bool) -> TransformersSource:
     config = path / "config.json"
-    if not config.is_file():
+    if not is_file(config):
         raise fail(
             ModelError, "S202", f"{name} has no config.json", help="is it a transformers model folder?"
         )
@@ -110,7 +112,7 @@ def _from_config(
                 f"{name} brings Python code of its own, which surgeon does not run unasked",
                 help="read the code, then add --trust-remote-code",
             )
-        return _remote(content["auto_map"], architecture, name, folder)
+        return _remote(content, architecture, name, folder)
     if model_type is None:
         raise fail(ModelError, "S204", f"{name}: its config names no model_type")
     if not known:
@@ -122,10 +124,25 @@ def _from_config(
             help=f"did you mean {near[0]}?" if near else "does it need a newer transformers?",
         )
     try:
-        config = CONFIG_MAPPING[model_type].from_dict(content)
+        config = CONFIG_MAPPING[model_type].from_dict(
+            json.loads(json.dumps(content), object_hook=_special_float)
+        )
     except Exception as error:
         raise fail(ModelError, "S220", f"{name}: its class refuses its config: {reason(error)}") from error
-    return TransformersSource(name, config, _model_class(architecture, config, name), folder)
+    return TransformersSource(name, config, _model_class(architecture, config, name), folder, content)
+
+
+def refuse_quantised(source: TransformersSource) -> None:
+    """Raises ModelError S223 where the config says so of the weights."""
+    method = source.content.get("quantization_config")
+    if method:
+        name = method.get("quant_method", "some method") if isinstance(method, dict) else method
+        raise fail(
+            ModelError,
+            "S223",
+            f"{source.name}: its config says that the weights are quantised ({name})",
+            help="grow the model it was made of, and quantise that",
+        )
 
 
 def _architecture(content: dict[str, Any], name: str) -> str | None:
@@ -147,7 +164,9 @@ def _stock_class(architecture: str | None) -> Any:
     return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
 
 
-def _remote(auto_map: Any, architecture: str | None, name: str, folder: Path | None) -> TransformersSource:
+def _remote(
+    content: Mapping[str, Any], architecture: str | None, name: str, folder: Path | None
+) -> TransformersSource:
     """A model of the code in its own folder, which the user has asked to run."""
     import transformers
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -160,13 +179,14 @@ def _remote(auto_map: Any, architecture: str | None, name: str, folder: Path | N
             help="name the folder, not its config.json",
         )
     try:
-        models = {k: v for k, v in auto_map.items() if k.startswith("AutoModel")}
+        models = {k: v for k, v in content["auto_map"].items() if k.startswith("AutoModel")}
         by_name = {v.rpartition(".")[2]: v for v in models.values()}
         reference = (
             by_name.get(architecture) or models.get("AutoModelForCausalLM") or next(iter(models.values()))
         )
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        return TransformersSource(name, config, get_class_from_dynamic_module(reference, folder), folder)
+        model_class = get_class_from_dynamic_module(reference, folder)
+        return TransformersSource(name, config, model_class, folder, content)
     except Exception as error:
         raise fail(
             ModelError,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import Checkpoint, resolve_names
+from surgeon.errors import CheckpointError, fail
 from surgeon.models.layout import Bundle, Layout, read_layout
 
 
@@ -31,6 +32,11 @@ class StoredModel:
             self._held = self.layout.hold(bundle, {n: self.checkpoint.read(n) for n in bundle.stored})
         return self._held[name]
 
+    def unused(self) -> list[str]:
+        """The tensors on disk that the module has no place for."""
+        used = {*self.names.values(), *(disk for bundle in self.layout.bundles for disk in bundle.stored)}
+        return sorted(self.checkpoint.entries.keys() - used)
+
     def bundle_of(self, name: str) -> Bundle:
         return next(b for b in self.layout.bundles if name in b.held)
 
@@ -42,7 +48,8 @@ def open_stored(module: nn.Module, aliases: Mapping[str, str], checkpoint: Check
         module: on meta.
         aliases: every name of a tied parameter, to the one that is looked for.
 
-    Raises CheckpointError S405 (missing), S406 (another shape), ModelError S221 (an unknown layout).
+    Raises CheckpointError S405 (missing), S406 (another shape), S407 (no floating-point numbers), S408
+    (two of one), ModelError S221 (an unknown layout).
     """
     shapes = {n: tuple(p.shape) for n, p in module.named_parameters(remove_duplicate=False)}
     meta = {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in checkpoint.entries.items()}
@@ -50,6 +57,17 @@ def open_stored(module: nn.Module, aliases: Mapping[str, str], checkpoint: Check
     bundled = {name for bundle in layout.bundles for name in bundle.held}
     wanted = {n: s for n, s in shapes.items() if aliases.get(n, n) == n and n not in bundled}
     names = resolve_names(wanted, aliases, checkpoint, layout.names)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name, disk in names.items():
+        entry = checkpoint.entries[disk]
+        if parameters[name].is_floating_point() and not entry.dtype.is_floating_point:
+            raise fail(
+                CheckpointError,
+                "S407",
+                f"{disk} in {entry.file.name} holds {str(entry.dtype).removeprefix('torch.')} where "
+                "the class has floating-point numbers",
+                help="quantised weights cannot be grown: use the model they were made of",
+            )
     persistent = set(module.state_dict()) - set(shapes)
     names.update({b: layout.names[b] for b in persistent if b in layout.names})
     return StoredModel(checkpoint, layout, names)

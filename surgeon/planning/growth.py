@@ -29,6 +29,8 @@ class Request:
 def amount(grow: Grow, size: int, what: str) -> int:
     """The target size that a growth gives `size`. Raises PlanError S310 when it is no whole number
     or smaller than the source."""
+    if size < 1:
+        raise fail(PlanError, "S310", f"{what} is {size}: there is nothing to grow", span=grow.span)
     if grow.by is not None:
         exact = Fraction(size) * grow.by
         if exact.denominator != 1:

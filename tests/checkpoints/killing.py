@@ -180,6 +180,7 @@ def wait(process: int) -> int:
 
 
 def main(folder: str, count: str, seed: str) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     cli._quiet_libraries()
     rng = random.Random(int(seed))
     campaign = Campaign(Path(folder))
