@@ -346,7 +346,8 @@ def run(signals: Unwinding | None = None) -> int:
 def _tell(error: BaseException, stopped: bool) -> int:
     """Say what went wrong, and return the exit code for it."""
     if isinstance(error, SurgeonError):
-        typer.echo(str(error), err=True)
+        # A file's name need not be text.
+        typer.echo(str(error).encode("utf-8", "backslashreplace").decode(), err=True)
         return error.exit_code
     if isinstance(error, USAGE_ERROR):
         error.show()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from surgeon.checkpoints.carry import carry_files, write_card, write_surgery
 from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
 from surgeon.checkpoints.staging import refuse_existing, refuse_source, set_aside, staging
 from surgeon.checkpoints.writing import Spec, write_checkpoint
-from surgeon.errors import CheckpointError, LanguageError, ModelError, NotPreserved, SurgeonError, fail
+from surgeon.errors import CheckpointError, LanguageError, ModelError, NotPreserved, fail
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
 from surgeon.language.syntax import Program, Recipe
@@ -40,7 +39,7 @@ from surgeon.rewriting.graph import GrownModule, export, rewrite
 from surgeon.rewriting.weights import expand
 from surgeon.subject import Stage, Subject, Surgery, examine, plan_surgery, quiet
 from surgeon.verification.coexecution import Coexecution, Pair, coexecute
-from surgeon.verification.native import WIDER, compare_stock, observe_folder
+from surgeon.verification.native import WIDER, compare_stock, observe_folder, told_of_stock
 from surgeon.verification.report import Report
 from surgeon.verification.trainability import Asymmetry, gradient_asymmetry, watched_nodes
 
@@ -252,27 +251,11 @@ def _prove_native(
     stage("proof: stock transformers")
     model_class = subject.source.model_class
     own = dtype or _main_dtype(open_checkpoint(source_folder))
-    with _told_of_stock(source_folder):
+    with told_of_stock(source_folder):
         small = observe_folder(source_folder, model_class, own, own, device)
         wide = observe_folder(source_folder, model_class, own, WIDER[own], device)
     native = compare_stock(plan, small, wide, observe_folder(grown_folder, model_class, own, own, device))
     return Report(len(plan.anatomy.calls), run.report, native, trained, untrained)
-
-
-@contextlib.contextmanager
-def _told_of_stock(folder: Path) -> Iterator[None]:
-    """Raises ModelError S222 where stock transformers fails on the source itself."""
-    try:
-        yield
-    except SurgeonError:
-        raise
-    except Exception as error:
-        raise fail(
-            ModelError,
-            "S222",
-            f"stock transformers cannot load and run {folder}: {type(error).__name__}: {reason(error)}",
-            help="are all its files sound, generation_config.json too?",
-        ) from error
 
 
 def _trainability(plan: Plan, run: Coexecution) -> tuple[tuple[Asymmetry, ...] | None, str | None]:

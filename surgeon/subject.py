@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.errors import SurgeonError
+from surgeon.errors import PlanError, SurgeonError, fail
 from surgeon.graph.capture import capture, dynamic_batch
 from surgeon.graph.inference import Anatomy, infer
 from surgeon.language import builtin_families, builtin_rules
@@ -134,6 +134,13 @@ def _fields_of_axis(subject: Subject, target: AxisDim) -> tuple[str, ...]:
     assert isinstance(subject.source, TransformersSource)
     found = []
     names = [n for n in subject.anatomy.captured.parameters.values() if fnmatchcase(n, target.parameter)]
+    if not any(0 <= target.axis < len(subject.anatomy.parameter_axes(n)) for n in names):
+        raise fail(
+            PlanError,
+            "S311",
+            f'no parameter has the axis axis("{target.parameter}", {target.axis})',
+            span=target.span,
+        )
     for name, value in numeric_fields(subject.source.config).items():
         for parameter in names[:1]:
             axes = subject.anatomy.parameter_axes(parameter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -134,13 +135,19 @@ def is_file(path: Path) -> bool:
     is something else: a folder, a pipe, or a link that leads nowhere."""
     try:
         kind = path.stat().st_mode
-    except OSError as error:
-        if not path.is_symlink() and isinstance(error, FileNotFoundError):
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        if not os.path.islink(path) and isinstance(error, FileNotFoundError):
             return False
-        raise fail(CheckpointError, "S403", f"{path} cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     if not stat.S_ISREG(kind):
         raise fail(CheckpointError, "S403", f"{path} is no file")
     return True
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return fail(
+        CheckpointError, "S403", f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+    )
 
 
 def _sharded(folder: Path, stamps: dict[Path, Stamp]) -> dict[str, Entry]:
@@ -150,12 +157,16 @@ def _sharded(folder: Path, stamps: dict[Path, Stamp]) -> dict[str, Entry]:
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError("it has no weight_map")
-    except (OSError, ValueError, RecursionError) as error:
+        if not isinstance(index.get("metadata"), dict):
+            raise ValueError("it has no metadata, which transformers asks for")
+    except OSError as error:
+        raise _unreadable(folder / INDEX, error) from error
+    except (ValueError, RecursionError) as error:
         raise fail(CheckpointError, "S402", f"{INDEX} is not a readable index: {error}") from error
     headers: dict[str, dict[str, Entry]] = {}
     entries: dict[str, Entry] = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
+        if not isinstance(shard, str) or shard in ("", ".", "..") or set(shard) & set("/\\\0"):
             raise fail(CheckpointError, "S402", f"{INDEX} points outside the folder: {shard}")
         if shard not in headers:
             if not is_file(folder / shard):
@@ -198,7 +209,9 @@ def read_header(file: Path) -> dict[str, Entry]:
             entries[name] = Entry(file, shape, DTYPES[dtype], stop - begin, 8 + length + begin)
         if 8 + length + end != size:
             raise ValueError("the file is longer or shorter than its tensors")
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except (ValueError, RecursionError) as error:
         raise fail(
             CheckpointError,
             "S403",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,11 +65,11 @@ def check(path: str | Path) -> list[Diagnostic]:
 def find(path: str | Path) -> Path:
     """The file that a path or a library name stands for. Raises LanguageError S106."""
     file = Path(path)
-    if file.is_file() or file.is_dir():
+    if isfile(file) or isdir(file):
         return file
     if file.parent == Path("."):
         in_library = library() / (file.name if file.suffix == SUFFIX else file.name + SUFFIX)
-        if in_library.is_file():
+        if isfile(in_library):
             return in_library
     known = [p.stem for p in library().glob(f"*{SUFFIX}")]
     help = nearest(file.name.removesuffix(SUFFIX), known)
@@ -145,7 +146,10 @@ class _Loader:
         where = token(declaration, "STRING")
         name = unquoted(where)
         folder = chain[-1].parent
-        file = next((f for f in (folder / name, library() / name) if f.is_file()), None)
+        file = next((f for f in (folder / name, library() / name) if isfile(f)), None)
+        if not name.endswith(SUFFIX):  # no message shows a stranger's reader what other files hold
+            report.error("S107", f"`use` takes {SUFFIX} files, and {name} is none", where)
+            return Program((), (), ())
         if file is None:
             known = [str(f.relative_to(library())) for f in sorted(library().rglob(f"*{SUFFIX}"))]
             report.error(

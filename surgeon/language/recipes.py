@@ -27,6 +27,8 @@ from surgeon.language.values import TYPES, UNKNOWN, Value, read, setting
 
 PRESERVABLE = ("logits",)
 """What ``preserve`` can ask for."""
+MAX_DECIBEL = 300
+"""Noise a million million million times weaker or stronger than the signal is none, or all there is."""
 
 
 def recipe(
@@ -215,6 +217,13 @@ class _Body:
         )
         within = self.patterns(tree(statement, "within"))
         snr = level if isinstance(level, float) else None
+        if snr is not None and abs(snr) > MAX_DECIBEL:
+            self.report.error(
+                "S119",
+                f"{snr:.12g} dB is beyond what floating-point numbers hold",
+                statement,
+                expected=f"a level from -{MAX_DECIBEL} dB to {MAX_DECIBEL} dB",
+            )
         return NoiseRule(self.ops(statement), snr, within, self.report.span(statement))
 
     def expand(self, statement: Tree) -> ExpandRule:

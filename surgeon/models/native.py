@@ -90,7 +90,8 @@ def refusal(config: Any, changes: Mapping[str, Any], error: Exception) -> ModelE
 
 def reason(error: BaseException) -> str:
     """The last line of an error that says anything: there strict classes tell what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if any(c.isalnum() for c in line)]
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [x for x in lines if any(c.isalnum() for c in x) and not x.startswith(("frame #", "<omitting"))]
     if not lines or isinstance(error, KeyError):  # which only names the key
         lines.append(": ".join([type(error).__name__, *lines[-1:]]))
     return lines[-1]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,9 @@ def open_source(model: str, trust_remote_code: bool = False) -> Source:
     class refuses the config.
     """
     path = Path(model)
-    if path.is_dir():
+    if isdir(model):
         return _folder(path, model, trust_remote_code)
-    if path.is_file():
+    if isfile(model):
         if path.suffix != ".json":
             raise fail(ModelError, "S201", f"{model} is a file, not a model folder", help="name its folder")
         return _from_config(_read_json(path), model, None, trust_remote_code)
@@ -75,7 +76,9 @@ def open_source(model: str, trust_remote_code: bool = False) -> Source:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise fail(ModelError, "S202", f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise fail(ModelError, "S202", f"{path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise fail(ModelError, "S202", f"{path} holds no JSON object")

@@ -127,7 +127,8 @@ def _fields(
     if isinstance(target, AxisDim):
         return f'axis("{target.parameter}", {target.axis})', fields_of_axis(target)
     if isinstance(target, ConfigDim):
-        if not isinstance(read(target.field), int):
+        value = read(target.field)
+        if not isinstance(value, int) or isinstance(value, bool) or target.field.endswith("_token_id"):
             raise fail(
                 PlanError,
                 "S311",

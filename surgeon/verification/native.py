@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import open_checkpoint
-from surgeon.models.native import real_inputs
+from surgeon.errors import ModelError, SurgeonError, fail
+from surgeon.models.native import real_inputs, reason
 from surgeon.planning.plan import Plan
 from surgeon.verification.invariant import difference, expected, largest
 from surgeon.verification.shelf import shelve
@@ -78,6 +80,24 @@ def observe_folder(
     shelve(model.eval(), open_checkpoint(folder), dtype if dtype != own else None, device)
     unloaded = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in account[key])
     return observe(model, dtype, generates=dtype == own, unloaded=tuple(unloaded))
+
+
+@contextlib.contextmanager
+def told_of_stock(folder: Path) -> Iterator[None]:
+    """Raises ModelError S222 where stock transformers fails on the source itself."""
+    try:
+        yield
+    except SurgeonError:
+        raise
+    except Exception as error:
+        name = type(error).__name__
+        said = reason(error).removeprefix(f"{name}: ")
+        raise fail(
+            ModelError,
+            "S222",
+            f"stock transformers cannot load and run {folder}: {name}: {said}",
+            help="are all its files sound, generation_config.json too?",
+        ) from error
 
 
 def _give_back() -> None:

@@ -36,7 +36,7 @@ def sharded(weight_map: object) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         save_file(TENSORS, folder / "one.safetensors")
         save_file(TENSORS, folder.parent / "outside.safetensors")
-        (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
     return make
 
