@@ -9,7 +9,8 @@ The carets show the first one that does not fit; what could have stood there fol
 the mistake is just before: a missing comma, or a statement begun and not finished.""",
     "S102": """No declaration or statement starts with this word.
 A file holds `use`, `recipe`, `op` and `family`. A recipe holds `grow`, `spread`, `noise`, `expand`,
-`preserve` and `seed`; a family holds `dim`; an op rule holds roles, `NAME := ...`, `exact` and `default`.""",
+`preserve` and `seed`; a family holds `dim` and `file`; an op rule holds roles, `NAME := ...`, `exact`
+and `default`.""",
     "S103": """A character that the language does not have, or a string without its closing quote.
 Strings stand in double quotes on one line, comments start with `#`, and the end of the line ends a
 statement: there is no `;`.""",
@@ -21,7 +22,8 @@ The limit keeps a stranger's recipe from filling memory. No honest recipe comes 
 It is missing, a folder, not readable for you, or not UTF-8 text. A name without a folder, such as
 `hyperclone`, is also looked up in the library of recipes that comes with surgeon.""",
     "S107": """The file that `use` names was not found.
-It is looked up beside the file that uses it first, then in the library: `use "ops/aten.surgery"`.""",
+It is looked up beside the file that uses it first, then in the library: `use "ops/aten.surgery"`. Its
+name ends in `.surgery`; no other file is opened, so that no message can show what one holds.""",
     "S108": """A file uses itself, directly or through others.
 Put what both need in a third file.""",
     "S109": """Files use files too deeply.""",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.checkpoints.carry import carry_files, write_card, write_surgery
+from surgeon.checkpoints.carry import carry_files, say_grown_sizes, write_card, write_surgery
 from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
 from surgeon.checkpoints.staging import refuse_existing, refuse_source, set_aside, staging
 from surgeon.checkpoints.writing import Spec, write_checkpoint
@@ -191,12 +191,13 @@ def _apply_native(
     with staging(out, force, total) as folder, checkpoint.steady():
         stage("expanding and writing")
         write_checkpoint(folder, specs, grown.produce, written)
-        carry_files(source.folder, folder)
+        carried = carry_files(source.folder, folder)
+        said = say_grown_sizes(folder, carried, surgery.file_fields, plan.config_changes)
         _write_config(source, plan, folder, dtype)
         stage("proof: both graphs in float64")
         report = _prove_native(surgery, stored.read, source.folder, folder, dtype, device, stage)
         checkpoint.refuse_changes()
-        notes = _notes(stored, source.model_class)
+        notes = (*_notes(stored, source.model_class), *said)
         record = _record(surgery, report, source.name) | {"notes": notes}
         write_surgery(folder, record)
         write_card(folder, source.name, record)

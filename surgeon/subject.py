@@ -13,10 +13,10 @@ from surgeon.errors import PlanError, SurgeonError, fail
 from surgeon.graph.capture import capture, dynamic_batch
 from surgeon.graph.inference import Anatomy, infer
 from surgeon.language import builtin_families, builtin_rules
-from surgeon.language.syntax import AxisDim, Program, Recipe
+from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
 from surgeon.models.native import build_config, build_meta, example_inputs, field_value, numeric_fields
 from surgeon.models.source import Source, TransformersSource
-from surgeon.planning.growth import config_request
+from surgeon.planning.growth import config_request, file_fields
 from surgeon.planning.native import companions, compare
 from surgeon.planning.plan import Plan, plan_growth
 
@@ -51,6 +51,7 @@ class Surgery:
     config: Any = None
     module: nn.Module | None = field(default=None, repr=False)
     grown_buffers: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    file_fields: tuple[FileField, ...] = ()
 
 
 def examine(source: Source, program: Program | None = None, stage: Stage = quiet) -> Subject:
@@ -97,7 +98,8 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     native = compare(anatomy, grown, subject.buffers, grown_buffers)
     before = {name: (read(name), value) for name, value in changes.items()}
     plan = plan_growth(anatomy, recipe, native, grown, before, notes)
-    return Surgery(subject, plan, config, grown_module, grown_buffers)
+    files = file_fields(source.model_type, families)
+    return Surgery(subject, plan, config, grown_module, grown_buffers, files)
 
 
 def _probe(subject: Subject, name: str) -> dict[str, tuple[int, ...]] | None:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from surgeon.checkpoints.reading import INDEX, SINGLE
 from surgeon.errors import CheckpointError, fail
+from surgeon.language.syntax import FileField
 
 WRITTEN = {"config.json", "README.md", "surgery.json"}
 LEFT_SUFFIXES = {
@@ -48,6 +50,46 @@ def carry_files(source: Path, folder: Path) -> list[str]:
             raise
         raise fail(CheckpointError, "S413", f"{error.filename} cannot be read: {error.strerror}") from error
     return carried
+
+
+def say_grown_sizes(
+    folder: Path,
+    carried: Sequence[str],
+    fields: Sequence[FileField],
+    changes: Mapping[str, tuple[Any, Any]],
+) -> list[str]:
+    """Let side files say the grown numbers, and return what was changed.
+
+    Only a JSON object that says the old number of a config field in the place that a family names is
+    changed, and in it only this number.
+
+    Args:
+        carried: the names of side files in `folder`.
+        changes: config fields, and their numbers before and after.
+    """
+    said = []
+    for name in carried:
+        for about in fields:
+            field = next((f for f in about.fields if f in changes), None)
+            if field is None or not fnmatchcase(name, about.files):
+                continue
+            before, after = changes[field]
+            file = folder / name
+            try:
+                text = file.read_bytes().decode("utf-8")
+                content = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if not isinstance(content, dict) or content.get(about.name) != before or before == after:
+                continue
+            pattern = rf'("{re.escape(about.name)}"\s*:\s*){before}(?![\d.eE])'
+            changed, count = re.subn(pattern, rf"\g<1>{after}", text)
+            if count == 1:
+                file.write_bytes(changed.encode("utf-8"))
+                said.append(f"{name}: {about.name} {before} → {after}, as config.{field}")
+            else:
+                said.append(f"{name} still says {about.name} {before}; config.{field} is {after} now")
+    return said
 
 
 def _side_files(source: Path) -> Iterator[Path]:

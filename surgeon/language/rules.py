@@ -18,6 +18,7 @@ from surgeon.language.syntax import (
     Exact,
     Expansion,
     Family,
+    FileField,
     KindUse,
     OpRule,
     Role,
@@ -270,5 +271,17 @@ def family(declaration: Tree, report: Report) -> Family:
             )
             for dim in dims
         ),
+        tuple(_file_field(file, report) for file in trees(declaration, "file")),
         report.span(token(declaration, "NAME")),
+    )
+
+
+def _file_field(file: Tree, report: Report) -> FileField:
+    fields = tree(file, "fields")
+    assert fields is not None
+    return FileField(
+        unquoted(token(file, "STRING")),
+        str(token(file, "NAME")),
+        tuple(config_field(f, report) for f in tokens(fields, "DOTTED")),
+        report.span(file),
     )

@@ -150,10 +150,22 @@ class DimName:
 
 
 @dataclass(frozen=True)
+class FileField:
+    """``file "*/config.json" word_embedding_dimension = config.hidden_size``: in side files of this name,
+    a JSON field that says a config field's number once more. Of several the first that grows counts."""
+
+    files: str  # glob over paths in the model's folder
+    name: str
+    fields: tuple[str, ...]
+    span: Span | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     name: str
     model_types: tuple[str, ...]  # "*" stands for any
     dims: tuple[DimName, ...]
+    files: tuple[FileField, ...] = ()
     span: Span | None = None
 
 

@@ -50,6 +50,7 @@ STATEMENT_WORDS = {
     "PRESERVE": "statement",
     "SEED": "statement",
     "DIM": "statement",
+    "FILE": "statement",
 }
 
 HABITS = {

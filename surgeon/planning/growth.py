@@ -13,7 +13,7 @@ from typing import Any
 from surgeon.axes.maps import Index, Maps, clone_map
 from surgeon.errors import PlanError, fail
 from surgeon.graph.inference import Anatomy
-from surgeon.language.syntax import AxisDim, ConfigDim, Family, Grow, NamedDim, Recipe
+from surgeon.language.syntax import AxisDim, ConfigDim, Family, FileField, Grow, NamedDim, Recipe
 from surgeon.planning.roles import braces, matches
 
 
@@ -62,6 +62,13 @@ def family_for(model_type: str, families: tuple[Family, ...]) -> dict[str, tuple
             if wanted in family.model_types:
                 names.update({d.name: d.fields for d in family.dims})
     return names
+
+
+def file_fields(model_type: str, families: tuple[Family, ...]) -> tuple[FileField, ...]:
+    """What side files say of a model type's config fields."""
+    return tuple(
+        f for family in families if {"*", model_type} & set(family.model_types) for f in family.files
+    )
 
 
 def config_request(

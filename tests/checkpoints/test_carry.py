@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import yaml
 
 from surgeon.checkpoints import carry
-from surgeon.checkpoints.carry import carry_files, write_card, write_surgery
+from surgeon.checkpoints.carry import carry_files, say_grown_sizes, write_card, write_surgery
 from surgeon.checkpoints.reading import INDEX
 from surgeon.errors import CheckpointError
+from surgeon.language import builtin_families
+from surgeon.language.syntax import FileField
+from surgeon.planning.growth import file_fields
 
 RECORD = {
     "recipe_text": "recipe r() {\n    grow ffn by 2  # ```\n}\n",
@@ -110,3 +114,45 @@ def test_the_card_has_sound_front_matter_and_the_whole_recipe(source: str, name:
 def test_the_record_is_json(tmp_path: Path) -> None:
     write_surgery(tmp_path, {**RECORD, "path": tmp_path})
     assert json.loads((tmp_path / "surgery.json").read_text()) == {**RECORD, "path": str(tmp_path)}
+
+
+POOLING = b'{\r\n  "word_embedding_dimension":  384,\r\n  "max": 384, "pooling_mode_mean_tokens": true}'
+SAYS = FileField("*/config.json", "word_embedding_dimension", ("n_embd", "hidden_size"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "changed", "note"),
+    [
+        (
+            "1_Pooling/config.json",
+            POOLING,
+            POOLING.replace(b'dimension":  384', b'dimension":  768'),
+            "1_Pooling/config.json: word_embedding_dimension 384 → 768, as config.hidden_size",
+        ),
+        (
+            "a/config.json",
+            b'{"word_embedding_dimension": 384, "x": {"word_embedding_dimension": 384}}',
+            None,
+            "a/config.json still says word_embedding_dimension 384; config.hidden_size is 768 now",
+        ),
+        ("a/config.json", b'{"word_embedding_dimension": 3840}', None, None),
+        ("a/config.json", b'{"word_embedding_dimension": "384"}', None, None),
+        ("a/config.json", b"[384]", None, None),
+        ("a/config.json", b"\xff{", None, None),
+        ("other.json", POOLING, None, None),
+    ],
+)
+def test_a_side_file_says_the_grown_number_where_a_family_names_it(
+    name: str, content: bytes, changed: bytes | None, note: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    changes = {"hidden_size": (384, 768), "intermediate_size": (3840, 7680)}
+    said = say_grown_sizes(tmp_path, [name], [SAYS], changes)
+    assert said == ([note] if note else [])
+    assert (tmp_path / name).read_bytes() == (changed or content)
+
+
+def test_the_library_names_the_pooling_size_of_sentence_encoders() -> None:
+    said = file_fields("bert", builtin_families())
+    assert any(fnmatchcase("1_Pooling/config.json", f.files) and "hidden_size" in f.fields for f in said)

@@ -123,9 +123,16 @@ def test_what_is_odd_but_sound_is_grown_and_what_is_left_out_is_told(
     more = damage.tensors(lambda state: state.update({"model.extra": torch.ones(3)}))
     wrong_total = damage.sharded(lambda folder, index: index["metadata"].update(total_size=1))
     model = damage.copied(sound, tmp_path / "model", more, wrong_total)
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 16}')
     assert run("apply", "hyperclone", model, "--out", tmp_path / "out", "--device", "cpu") == (0, "")
     notes = json.loads((tmp_path / "out" / "surgery.json").read_text())["notes"]
-    assert notes == ["left out, as LlamaForCausalLM has no place for them: 1 tensors (model.extra)"]
+    assert notes == [
+        "left out, as LlamaForCausalLM has no place for them: 1 tensors (model.extra)",
+        "1_Pooling/config.json: word_embedding_dimension 16 → 32, as config.hidden_size",
+    ]
+    pooling = tmp_path / "out" / "1_Pooling" / "config.json"
+    assert pooling.read_text() == '{"word_embedding_dimension": 32}'
 
 
 # ── sources that change while they are read ──────────────────────────────────────────────

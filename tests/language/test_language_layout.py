@@ -120,7 +120,7 @@ declaration = st.one_of(
     said("recipe {n}({p}) {b}", n=name, p=listed(said("{n} : {t}? = {v}", n=name, t=safe, v=value), 0), b=block(statement)),
     said("op {n} as {t} ({a}) -> {o} {b}", n=listed(dotted), t=name, a=listed(argument, 0), o=listed(pattern), b=block(rule_statement)),
     said("op {n} : {k} {f}", n=listed(dotted), k=safe, f=st.sampled_from(["", "power(arg)", "power(-1/2)", "sum"])),
-    said("family {n} for {s} {b}", n=name, s=listed(string), b=block(said("dim {n} = config.a | config.b", n=name))),
+    said("family {n} for {s} {b}", n=name, s=listed(string), b=block(st.one_of(said("dim {n} = config.a | config.b", n=name), said("file {s} {n} = config.a", s=string, n=name)))),
 )  # fmt: skip
 
 
