@@ -168,6 +168,8 @@ def split(call: Call, store: Store) -> Outputs:
         _take_apart(store, axes[dim])
         return [axes[:dim] + axes[dim + 1 :]] * len(call.shapes)
     dim, sizes = split_sizes(call, store)
+    if sum(sizes) != store.size(axes[dim]):
+        raise AxisConflict("it is split by sizes known only when the model runs", store.leaves(axes[dim]))
     outputs, at = [], 0
     for size in sizes:
         outputs.append((*axes[:dim], store.slice(axes[dim], at, at + size), *axes[dim + 1 :]))

@@ -68,7 +68,10 @@ class Executor:
         given, named = _whole(given), _whole(named)
         target = runnable(node.target)
         assert callable(target)
-        return target(*(self._promote(a) for a in given), **named)
+        made = target(*(self._promote(a) for a in given), **named)
+        if isinstance(made, (list, tuple)):
+            return type(made)(promoted(m) if isinstance(m, Tensor) else m for m in made)
+        return promoted(made) if isinstance(made, Tensor) else made  # some make float32 unless told
 
     def _promote(self, value: Any) -> Any:
         if isinstance(value, torch.device):
