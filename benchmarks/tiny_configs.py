@@ -78,6 +78,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     },
     "gemma3n_text": {"num_kv_shared_layers": 0, "laurel_rank": 10, "intermediate_size": [88, 88]},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 8]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "linear_attention"],

@@ -78,7 +78,18 @@ def capture(
                 _drop_copies(program.graph)
     except Exception as error:
         raise _refusal(module, error) from error
-    return describe(program, module)
+    captured = describe(program, module)
+    for name, value in captured.constants.items():
+        if value.is_meta:
+            reader = next((n for n in captured.nodes if name in {i.name for i in n.all_input_nodes}), None)
+            raise fail(
+                ModelError,
+                "S210",
+                f"{type(module).__name__} makes a tensor of data as it runs, which a trace without data loses",
+                notes=(str(place_of(reader)),) if reader is not None else (),
+                help="make it once, as a buffer",
+            )
+    return captured
 
 
 def _drop_copies(graph: fx.Graph) -> None:
