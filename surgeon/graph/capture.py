@@ -85,7 +85,7 @@ def capture(
             raise fail(
                 ModelError,
                 "S210",
-                f"{type(module).__name__} makes a tensor of data as it runs, which a trace without data loses",
+                f"{type(module).__name__} makes a tensor of data as it runs, which a dataless trace loses",
                 notes=(str(place_of(reader)),) if reader is not None else (),
                 help="make it once, as a buffer",
             )
