@@ -35,6 +35,7 @@ MISTAKES = [
     ("S104", "the block is not closed", "expected: `}`", "recipe r() {\n    grow ffn by 2\n"),
     ("S105", "larger than 256 KiB", "split it", "#" * 262_145),
     ("S107", "there is no file ops/atan.surgery", "did you mean `ops/aten.surgery`?", 'use "ops/atan.surgery"\n'),
+    ("S107", "`use` takes .surgery files, and /etc/passwd is none", "", 'use "/etc/passwd"\n'),
     ("S110", "the op rule `a.b` is declared twice", "in line 1", "op a.b : reshape\nop a.b : permute\n"),
     ("S110", "the recipe `r` is declared twice", "in line 1", body(G) + body(G)),
     ("S111", "the parameter `n` is declared twice", "in line 1", body(G, parameters="n: int = 2, n: int = 3")),
