@@ -345,6 +345,12 @@ def run(signals: Unwinding | None = None) -> int:
 
 def _tell(error: BaseException, stopped: bool) -> int:
     """Say what went wrong, and return the exit code for it."""
+    if isinstance(error, _Stopped):
+        typer.echo(f"stopped; {error}", err=True)
+        return EXIT_INTERNAL
+    if stopped or isinstance(error, (typer.Abort, KeyboardInterrupt)):  # whatever a library made of it
+        typer.echo("stopped; nothing was left behind", err=True)
+        return EXIT_INTERNAL
     if isinstance(error, SurgeonError):
         # A file's name need not be text.
         typer.echo(str(error).encode("utf-8", "backslashreplace").decode(), err=True)
@@ -352,11 +358,7 @@ def _tell(error: BaseException, stopped: bool) -> int:
     if isinstance(error, USAGE_ERROR):
         error.show()
         return EXIT_USER
-    if isinstance(error, _Stopped):
-        typer.echo(f"stopped; {error}", err=True)
-    elif stopped or isinstance(error, (typer.Abort, KeyboardInterrupt)):
-        typer.echo("stopped; nothing was left behind", err=True)
-    elif not isinstance(error, BrokenPipeError):
+    if not isinstance(error, BrokenPipeError):
         if os.environ.get("SURGEON_TRACEBACK"):
             raise error
         typer.echo(

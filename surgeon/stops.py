@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+STOPS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)
+]
+AGAIN = 0.02  # seconds until an unwinding that got lost is tried again
 
 
 class Deferral:
@@ -67,13 +71,17 @@ class Deferral:
 
 class Unwinding:
     """From when it is made on, a signal to stop raises KeyboardInterrupt, as Ctrl-C does; `came` says
-    whether one did."""
+    whether one did.
+
+    Raised inside a finaliser an exception is lost, with a complaint on stderr: it is raised again instead.
+    """
 
     def __init__(self) -> None:
         self.came = self._over = False
         for number in STOPS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(number, self._unwind)
+        self._complain, sys.unraisablehook = sys.unraisablehook, self._lost
 
     def over(self) -> None:
         """The work is done: from here on there is nothing to unwind, and the process is ending."""
@@ -83,3 +91,9 @@ class Unwinding:
         if not self._over:
             self.came = True
             raise KeyboardInterrupt
+
+    def _lost(self, about: Any) -> None:
+        if about.exc_type is not KeyboardInterrupt:
+            self._complain(about)
+        elif not self._over:
+            signal.setitimer(signal.ITIMER_REAL, AGAIN)

@@ -339,3 +339,25 @@ def test_in_another_thread_signals_are_left_alone(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert seen == [before] and signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_inside_a_finaliser_stops_all_the_same() -> None:
+    script = """
+import os, signal, time
+from surgeon.stops import Unwinding
+class Late:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+signals = Unwinding()
+try:
+    late = Late()
+    del late
+    time.sleep(30)
+except KeyboardInterrupt:
+    signals.over()
+    print("unwound", signals.came)
+"""
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "unwound True\n", "")
