@@ -17,6 +17,7 @@ from surgeon.errors import (
     EXIT_NOT_PRESERVED,
     EXIT_USER,
     CheckpointError,
+    NotPreserved,
     SurgeonError,
     fail,
 )
@@ -348,7 +349,8 @@ def _tell(error: BaseException, stopped: bool) -> int:
     if isinstance(error, _Stopped):
         typer.echo(f"stopped; {error}", err=True)
         return EXIT_INTERNAL
-    if stopped or isinstance(error, (typer.Abort, KeyboardInterrupt)):  # whatever a library made of it
+    lost = stopped and not isinstance(error, NotPreserved)  # a library made another error of it
+    if lost or isinstance(error, (typer.Abort, KeyboardInterrupt)):
         typer.echo("stopped; nothing was left behind", err=True)
         return EXIT_INTERNAL
     if isinstance(error, SurgeonError):
