@@ -76,6 +76,7 @@ def capture(
             if not all(_is_plain(node, known) for node in program.graph.nodes):
                 program = program.run_decompositions({})
                 _drop_copies(program.graph)
+            program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
     except Exception as error:
         raise _refusal(module, error) from error
     captured = describe(program, module)
