@@ -55,7 +55,10 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def loads(folder: Path) -> dict[str, torch.Tensor] | None:
-    """The state that stock from_pretrained makes of a folder; None when it refuses."""
+    """The state that stock from_pretrained makes of a folder; None when it refuses. Without a config it
+    builds a model of its default size, 27 GB, before it refuses."""
+    if not (folder / "config.json").exists():
+        return None
     try:
         return dict(LlamaForCausalLM.from_pretrained(folder).state_dict())
     except Exception:
