@@ -232,13 +232,13 @@ def _outcome(row: dict[str, Any]) -> str:
     if "together" not in row:
         return "not captured" if "refusal" in row else "not tried"
     if "exact" in row["together"]:
-        return "grown as asked"
-    return "grown in part" if any("exact" in a for a in row["alone"].values()) else "refused"
+        return "grown as asked" if row["together"]["fields"] else "without a size of these names"
+    return "grown in part" if any(a.get("fields") for a in row["alone"].values()) else "refused"
 
 
 def _row(row: dict[str, Any]) -> str:
     together = row.get("together", {})
-    alone = {d: a for d, a in row.get("alone", {}).items() if "exact" in a}
+    alone = {d: a for d, a in row.get("alone", {}).items() if a.get("fields")}
     fields = together.get("fields") or [name for a in alone.values() for name in a["fields"]]
     grown = ", ".join(dict.fromkeys(fields))
     best = together if "exact" in together else next(iter(alone.values()), {})
