@@ -54,6 +54,21 @@ class Captured:
     def nodes(self) -> list[fx.Node]:
         return list(self.program.graph.nodes)
 
+    @property
+    def results(self) -> list[fx.Node]:
+        """What the model returns. The graph's outputs begin with the weights and buffers that a forward
+        pass rewrites."""
+        returned = set(self.program.graph_signature.user_outputs)
+        return [node for node in self.nodes[-1].all_input_nodes if node.name in returned]
+
+    @property
+    def rewritten(self) -> dict[str, str]:
+        """Node name to placeholder, for what the forward pass puts in place of a weight or buffer."""
+        signature = self.program.graph_signature
+        names = {**signature.buffers_to_mutate, **signature.parameters_to_mutate}
+        places = {name: p for table in (self.parameters, self.buffers) for p, name in table.items()}
+        return {node: places[name] for node, name in names.items() if name in places}
+
 
 def capture(
     module: nn.Module,

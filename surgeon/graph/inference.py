@@ -189,14 +189,14 @@ def _give_up(call: Call, store: Store, rule: OpRule | None, made: bool, conflict
 
 
 def _origins(call: Call, store: Store) -> list[Origin | None] | None:
-    """Follow a parameter through ops that only lay it out anew."""
+    """Follow a parameter through ops that only lay it out anew, or multiply all of it by a number."""
     first = call.args[0] if call.args else None
     value = call.value(first)
     kind = call.rule.kind.name if call.rule.kind else ""
     if value is None or value.origin is None:
         return None
     axes = value.origin.axes
-    if kind == "identity":
+    if kind == "identity" or _times_number(call, kind):
         pass
     elif kind == "permute":
         axes = tuple(axes[i] for i in permutation(call))
@@ -223,6 +223,16 @@ def _origins(call: Call, store: Store) -> list[Origin | None] | None:
     else:
         return None
     return [Origin(value.origin.parameter, axes)]
+
+
+def _times_number(call: Call, kind: str) -> bool:
+    """Whether a call multiplies or divides its first argument by one number: it is linear in it."""
+    return (
+        kind == "pointwise"
+        and call.flag in ("multiplicative", "quotient")
+        and len(list(call.tensors())) == 1
+        and call.arg("rounding_mode") is None
+    )
 
 
 def _regrouped(

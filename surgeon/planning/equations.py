@@ -30,7 +30,7 @@ class Equations(Products):
         for node in self.anatomy.captured.graph.nodes:
             values = self.anatomy.values.get(node.name)
             if node.op == "output":
-                self._outputs(node)
+                self._outputs()
             elif values is None:
                 continue
             elif node.op == "placeholder":
@@ -107,11 +107,15 @@ class Equations(Products):
         assert isinstance(source, fx.Node) and isinstance(which, int)
         return [self.cells[source.name][which]]
 
-    def _outputs(self, node: fx.Node) -> None:
-        for source in node.all_input_nodes:
+    def _outputs(self) -> None:
+        for source in self.anatomy.captured.results:
             cells = self.cells.get(source.name, [None])[0]
             if cells is not None and is_float(source):
                 self.exact(cells, source.name, "it is an output of the model")
+        for name, placeholder in self.anatomy.captured.rewritten.items():
+            new, old = self.cells[name][0], self.cells[placeholder][0]
+            if new is not None and old is not None:
+                self.equal_all([old, new], name, "a pass through the model rewrites it at another scale")
 
     # ── calls ───────────────────────────────────────────────────────────────────────────
 

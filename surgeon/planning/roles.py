@@ -130,11 +130,10 @@ def infer_roles(anatomy: Anatomy, recipe: Recipe) -> Roles:
                     firsts |= origin
             here = frozenset().union(*(value.origin.axes[a] for a in axes))
             uses.setdefault(parameter, []).append(Use(call, position, here, frozenset(firsts)))
-    for outputs in (n for n in anatomy.captured.nodes if n.op == "output"):
-        for node in outputs.all_input_nodes:
-            for given in anatomy.values.get(node.name, ()):
-                if given is not None and given.origin is not None:
-                    copied.setdefault(given.origin.parameter, set()).update(*given.origin.axes)
+    for node in anatomy.captured.results:
+        for given in anatomy.values.get(node.name, ()):
+            if given is not None and given.origin is not None:
+                copied.setdefault(given.origin.parameter, set()).update(*given.origin.axes)
     return Roles(
         _settled({p: axes - copied.get(p, set()) for p, axes in consumed.items()}, products),
         {p: frozenset(axes) for p, axes in first.items()},

@@ -42,10 +42,10 @@ def null_space_noise(out: Tensor, transform: Transform, rows: Index | None) -> T
         copies = noise.unflatten(dim, (axis.copies, axis.size))
         copies -= copies.mean(dim, keepdim=True)
     else:
-        noise -= _mean_of_copies(noise, dim, axis)
         along = [-1 if i == dim else 1 for i in range(noise.ndim)]
         fresh = torch.from_numpy(axis.index == NEW).to(out.device).reshape(along)
-        noise.masked_fill_(fresh, 0)
+        noise.masked_fill_(fresh, 0)  # a new channel is no copy of any
+        noise -= _mean_of_copies(noise, dim, axis).masked_fill(fresh, 0)
     kept = next((i for i in range(noise.ndim) if i not in consumed), None)
     over = [i for i in range(noise.ndim) if i != kept]
     power = noise.square().mean(over, keepdim=True).sqrt()

@@ -103,7 +103,8 @@ def coexecute(pair: Pair, device: torch.device, watched: frozenset[str] = frozen
         for node in nodes:
             if node.op == "output":
                 outputs = max((_error(n, left, right, plan)[0] for n in node.all_input_nodes), default=0.0)
-                output = _first_float(right.values.get(n.name) for n in node.all_input_nodes)
+                results = plan.anatomy.captured.results
+                output = _first_float(right.values.get(n.name) for n in results)
                 break
             left.values[node.name], right.values[node.name] = _step(node, pair, left, right, bool(watched))
             if node.name in watched:

@@ -124,7 +124,7 @@ def observe(
 
 def compare_stock(plan: Plan, source: Observed, wider: Observed, grown: Observed) -> NativeReport:
     """Hold the grown model's output against the source's; `wider` is the source in a wider dtype."""
-    name = next(n.name for n in plan.anatomy.captured.nodes[-1].all_input_nodes)
+    name = plan.anatomy.captured.results[0].name
     a, b = source.output, grown.output
     wanted, mask = expected(a, name, 0, plan)
     relative = difference(b, wanted, mask)  # infinite where either holds NaN

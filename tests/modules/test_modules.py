@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import surgeon
 from surgeon.errors import NotPreserved, PlanError
+from surgeon.graph.capture import describe
 
 OPS = torch.library.Library("mylib", "DEF")
 OPS.define("foo(Tensor x) -> Tensor")
@@ -255,3 +256,26 @@ def test_the_exported_module_takes_another_batch(tmp_path: Path) -> None:
     loaded = torch.export.load(tmp_path / "out" / "model.pt2").module()
     other = inputs((7, 5), False)
     assert (loaded(other) - module(other)).abs().max() < 1e-12
+
+
+class Rescaled(nn.Module):
+    """Halves a weight in place as it runs, and reads it at a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.outward = nn.Linear(5, 12), nn.Linear(12, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.outward.weight.div_(2)
+        return F.linear(torch.tanh(self.inward(x)), self.outward.weight / 3)
+
+
+def test_what_a_forward_pass_rewrites_is_no_result(tmp_path: Path) -> None:
+    program = torch.export.export(randomised(Rescaled()), (inputs((4, 5), False),))
+    captured = describe(program.run_decompositions({}), randomised(Rescaled()))
+    assert [node.meta["val"].shape for node in captured.results] == [(4, 4)]
+    assert [captured.parameters[p] for p in captured.rewritten.values()] == ["outward.weight"]
+    file = recipe(tmp_path, ['axis("inward.weight", 0) by 2'])
+    planned = surgeon.plan(file, randomised(Rescaled()), example_inputs=(inputs((4, 5), False),))
+    assert planned.transforms["outward.weight"].describe() == "share(1) symmetric"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -84,3 +85,26 @@ def test_a_large_tensor_comes_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None
     plain = expand(source, Transform("w", axes, None))
     level = (whole - plain).square().mean(1).sqrt() / plain.square().mean(1).sqrt()
     assert torch.allclose(level, torch.full_like(level, 10**-0.5))
+
+
+@settings(deadline=None)
+@given(transforms())
+def test_copies_read_what_their_source_channel_read(transform: Transform) -> None:
+    """Shares and noise, summed over the copies of each channel: the source's weight."""
+    dim = next(
+        (i for i, a in enumerate(transform.axes) if a.spread is not None and a.index is not None), None
+    )
+    if dim is None or (transform.axes[dim].spread or SPREADS[0]).name == "diagonal":
+        return
+    transform = replace(transform, scale=None, offset=0.0)
+    axis, others = transform.axes[dim], list(transform.axes)
+    others[dim] = AxisGrowth(axis.size, axis.size, None)
+    source = torch.randn(transform.source_shape, dtype=torch.float64)
+    wanted = expand(source, Transform("w", tuple(others), None))
+    grown = expand(source, transform)
+    assert axis.index is not None
+    kept = torch.from_numpy(np.flatnonzero(axis.index != NEW))
+    index = torch.from_numpy(axis.index)[kept]
+    summed = torch.zeros_like(wanted).index_add_(dim, index, grown.index_select(dim, kept))
+    torch.testing.assert_close(summed, wanted, rtol=1e-10, atol=1e-10)
+    assert not grown.index_select(dim, torch.from_numpy(np.flatnonzero(axis.index == NEW))).any()
