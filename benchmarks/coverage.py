@@ -66,9 +66,8 @@ def make(model_type: str, name: str, folder: Path) -> None:
     import transformers
 
     model_class = getattr(transformers, name)
-    config = tiny_config(
-        model_class.config_class, TWEAKS.get(model_type or model_class.config_class.model_type)
-    )
+    own = model_class.config_class.model_type
+    config = tiny_config(model_class.config_class, TWEAKS.get(model_type) or TWEAKS.get(own))
     torch.manual_seed(0)
     model = model_class(config).eval()
     generator = torch.Generator().manual_seed(1)
@@ -102,6 +101,8 @@ def attempt(folder: Path, dims: tuple[str, ...], out: Path) -> dict[str, Any]:
         return {"code": error.code, "refusal": text.splitlines()[0], "text": text[:1500]}
     report = result.report
     assert report.native is not None
+    if not result.plan.grown_dims():
+        return {"code": "", "refusal": "its config states no such size", "text": ""}
     return {
         "fields": {name: list(change) for name, change in result.plan.config_changes.items()},
         "grown": [f"{d.label} {d.size}→{d.target}" for d in result.plan.grown_dims()],

@@ -64,7 +64,26 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "diffllama": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8},
     "deepseek_v2": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
     "zamba": {"layers_block_type": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "sliding_attention"]},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "sliding_attention"],
+        "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}},
+    },
+    "dots3_note": {
+        "per_layer_config": {
+            1: {
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "q_lora_rank": 18,
+                "kv_lora_rank": 22,
+                "head_dim": 20,
+                "qk_nope_head_dim": 12,
+                "qk_rope_head_dim": 8,
+                "v_head_dim": 10,
+            }
+        }
+    },
+    "xlstm": {"embedding_dim": 64, "num_blocks": 2},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "dots1": {
         "head_dim": 16,
         "n_shared_experts": 1,
