@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from coverage import ALONE, TOGETHER, attempt, make
+from coverage import TOGETHER, attempt, make
 
 SAMPLE = {
     "GPT2LMHeadModel": "fused projection, weights transposed, tied",
@@ -41,4 +41,3 @@ def test_positions_that_depend_on_the_heads_are_refused(tmp_path: Path) -> None:
     refused = attempt(tmp_path / "source", ("heads",), tmp_path / "grown")
     assert refused["code"] == "S322"
     assert not (tmp_path / "grown").exists()
-    assert "exact" in attempt(tmp_path / "source", (ALONE[3],), tmp_path / "other")
