@@ -63,7 +63,13 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "codegen": {"n_head": 8, "rotary_dim": 4},
     "diffllama": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8},
     "deepseek_v2": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
-    "zamba": {"layers_block_type": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3},
+    "zamba": {
+        "layers_block_type": ["mamba", "hybrid", "hybrid"],
+        "num_hidden_layers": 3,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+    },
+    "zamba2": {"hybrid_layer_ids": [1], "attention_hidden_size": 128, "attention_head_dim": 32},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "sliding_attention"],
         "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}},

@@ -132,9 +132,10 @@ def build_meta(
     class refuses the config.
     """
     config = copy.deepcopy(config)
-    for name in ("use_cache", "output_attentions", "output_hidden_states"):
-        if hasattr(config, name):
-            setattr(config, name, False)
+    for part in (config, *(v for v in vars(config).values() if hasattr(v, "to_dict"))):
+        for name in ("use_cache", "output_attentions", "output_hidden_states"):
+            if hasattr(part, name):
+                setattr(part, name, False)
     try:
         with parameters_on_meta(), torch.no_grad():
             module = _construct(config, model_class)
@@ -204,7 +205,8 @@ def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, 
         ordinary = _ordinary_ids(config)
         if not len(ordinary):
             raise fail(ModelError, "S220", f"{type(config).__name__} has an empty vocabulary")
-        chosen = torch.randint(len(ordinary), (BATCH, SEQUENCE), generator=generator)
+        rows = BATCH * getattr(module, "num_codebooks", 1)  # each codebook's ids are rows of their own
+        chosen = torch.randint(len(ordinary), (rows, SEQUENCE), generator=generator)
         inputs["input_ids"] = ordinary[chosen]
         mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)
         if padded:
