@@ -193,6 +193,10 @@ TABLE: dict[str, list[Case]] = {
         ((3, 4), (2, [0, 1])),
     ),
     "aten.norm": _calls(aten.norm.ScalarOpt_dim, ((3, 4), (2, [1])), ((3, 4, 2), (2, [-1], True))),
+    "aten.var": _calls(aten.var.dim, ((3, 4), ([1],)), ((3, 4, 2), ([-1, 0], False, True)))
+    + [(lambda x: aten.var.correction(x, [1], correction=2), ((3, 4),))],
+    "aten.std": _calls(aten.std.dim, ((3, 4), ([1],)), ((3, 4, 2), ([-1], False, True)))
+    + [(lambda x: aten.std.correction(x), ((3, 4),))],
     "aten.logsumexp": _calls(aten.logsumexp.default, ((3, 4), ([1],)), ((3, 4, 2), ([-1], True))),
     "aten.view_as_complex": [
         (lambda x: aten.abs.default(aten.view_as_complex.default(x)), ((3, 4, 2),)),
@@ -202,6 +206,7 @@ TABLE: dict[str, list[Case]] = {
     ],
     "aten.polar": [(lambda x, y: aten.view_as_real.default(aten.polar.default(x, y)), ((3, 4), (3, 4)))],
     "aten.concat": [(lambda x, y: aten.concat.default([x, y], -1), ((3, 4), (3, 2)))],
+    "aten.concatenate": [(lambda x, y: aten.concatenate.default([x, y], -1), ((3, 4), (3, 2)))],
     "aten.copy": [(lambda x, y: aten.copy.default(x, y), ((3, 4), (4,)))],
     "aten.max.other": [(lambda x, y: aten.max.other(x, y), ((3, 4), (4,)))],
     "aten.min.other": [(lambda x, y: aten.min.other(x, y), ((3, 4), (4,)))],

@@ -32,7 +32,7 @@ KINDS = {
     "split": (),
     "concatenate": (),
     "stack": (),
-    "reduce": ("sum", "mean", "extreme", "norm", "soft"),
+    "reduce": ("sum", "mean", "extreme", "norm", "soft", "variance", "deviation"),
     "softmax": (),
     "einsum": (),
     "convolution": (),

@@ -11,7 +11,7 @@ from torch import fx
 
 from surgeon.axes.maps import NEW, Maps
 from surgeon.axes.store import Axis
-from surgeon.graph.calls import Call
+from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy, is_float, is_whole
 from surgeon.graph.kinds import indexed, padded, permutation, reduced, split_sizes, worked
 from surgeon.planning.cells import Drift
@@ -292,7 +292,23 @@ class Equations(Products):
                     Conflict(name, "an extreme is taken over new channels", math.nan)
                 )
             cells = self._one_piece(cells, i, name)
-        return cells.reshape(self.shape(self.axes_of(name)))
+        if call.flag in ("variance", "deviation"):
+            cells = cells * 2.0 + self._spread_ratio(call, axes)
+            cells = cells * (1.0 if call.flag == "variance" else 0.5)
+        return as_cells(cells).reshape(self.shape(self.axes_of(name)))
+
+    def _spread_ratio(self, call: Call, axes: Axes) -> float:
+        """The logarithm of how a variance over copies differs from that over the source's channels: not
+        at all, but for the correction that is taken from their number."""
+        gone = tuple(factor for i in reduced(call) for factor in axes[i])
+        self._uniform_over(gone, call.node.name)
+        given = call.arg("correction", call.arg("unbiased", 1))
+        correction = 1.0 if given is None else float(given)
+        size = self.anatomy.store.size(gone)
+        count = self.maps.target_size(gone)
+        if size <= correction:
+            return 0.0  # not a number, on both sides
+        return math.log(count / size) - math.log((count - correction) / (size - correction))
 
     def _softmax(self, call: Call) -> Cells:
         self.exact(self.of(call.args[0]), call.node.name, "a softmax reads it")
