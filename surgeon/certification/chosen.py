@@ -149,7 +149,17 @@ TABLE: dict[str, list[Case]] = {
         (lambda x, i: aten.index.Tensor(x, [None, i]), ((5, 3, 4), IDS)),
         (lambda x, i, j: aten.index.Tensor(x, [i, j]), ((3, 4, 2), IDS, IDS)),
         (lambda x, i, j: aten.index.Tensor(x, [i, None, j]), ((3, 4, 3), IDS, IDS)),
+        (lambda x: aten.index.Tensor(x, [IDS > 0]), ((2, 3, 4),)),
     ],
+    "aten.index_put": [
+        (lambda x, y: aten.index_put.default(x, [IDS], y), ((3, 4), (2, 3, 4))),
+        (lambda x, y: aten.index_put.default(x, [None, IDS], y, True), ((5, 3, 4), (4,))),
+        (lambda x, y: aten.index_put.default(x, [IDS > 0], y), ((2, 3, 4), (3, 4))),
+        (lambda x, y: aten.index_put.default(x, [IDS, None, IDS], y), ((3, 4, 3), (2, 3, 4))),
+    ],
+    "aten.index_add": [(lambda x, y: aten.index_add.default(x, 0, IDS[0], y), ((4, 3), (3, 3)))],
+    "aten.index_copy": [(lambda x, y: aten.index_copy.default(x, -1, IDS[0], y), ((2, 4), (2, 3)))],
+    "aten.unfold": _calls(aten.unfold.default, ((2, 6), (1, 3, 1)), ((6, 2, 3), (0, 2, 2))),
     "aten.index_select": [
         (lambda x, i: aten.index_select.default(x, 0, i), ((3, 4), IDS[0])),
         (lambda x, i: aten.index_select.default(x, -1, i), ((4, 3), IDS[0])),
@@ -193,10 +203,14 @@ TABLE: dict[str, list[Case]] = {
         ((3, 4), (2, [0, 1])),
     ),
     "aten.norm": _calls(aten.norm.ScalarOpt_dim, ((3, 4), (2, [1])), ((3, 4, 2), (2, [-1], True))),
-    "aten.var": _calls(aten.var.dim, ((3, 4), ([1],)), ((3, 4, 2), ([-1, 0], False, True)))
-    + [(lambda x: aten.var.correction(x, [1], correction=2), ((3, 4),))],
-    "aten.std": _calls(aten.std.dim, ((3, 4), ([1],)), ((3, 4, 2), ([-1], False, True)))
-    + [(lambda x: aten.std.correction(x), ((3, 4),))],
+    "aten.var": [
+        *_calls(aten.var.dim, ((3, 4), ([1],)), ((3, 4, 2), ([-1, 0], False, True))),
+        (lambda x: aten.var.correction(x, [1], correction=2), ((3, 4),)),
+    ],
+    "aten.std": [
+        *_calls(aten.std.dim, ((3, 4), ([1],)), ((3, 4, 2), ([-1], False, True))),
+        (lambda x: aten.std.correction(x), ((3, 4),)),
+    ],
     "aten.logsumexp": _calls(aten.logsumexp.default, ((3, 4), ([1],)), ((3, 4, 2), ([-1], True))),
     "aten.view_as_complex": [
         (lambda x: aten.abs.default(aten.view_as_complex.default(x)), ((3, 4, 2),)),

@@ -15,6 +15,7 @@ from surgeon.language.syntax import OpRule
 
 Axes = tuple[Axis, ...]
 Shape = tuple[int, ...]
+Outputs = list[Axes]
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,18 @@ def broadcast(store: Store, several: list[Axes]) -> Axes:
             merged = store.unify(merged, axes[position]) if merged != UNIT else axes[position]
         out.append(merged)
     return tuple(out)
+
+
+def fresh_axes(store: Store, shape: tuple[int, ...], label: str) -> Axes:
+    return tuple(store.fresh(size, f"{label}[{i}]") for i, size in enumerate(shape))
+
+
+def pinned_axes(store: Store, call: Call, code: str, reason: str) -> Outputs:
+    """Fresh outputs, none of which may grow."""
+    outputs = []
+    for shape in call.shapes:
+        axes = fresh_axes(store, shape or (), call.node.name)
+        for axis in axes:
+            store.pin(axis, code, reason)
+        outputs.append(axes)
+    return outputs

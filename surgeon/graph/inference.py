@@ -18,9 +18,20 @@ from torch import fx
 
 from surgeon.axes.store import AxisConflict, Pin, Store
 from surgeon.graph import signatures
-from surgeon.graph.calls import Axes, Call, Origin, Value, bind, rule_for, rules_by_name
+from surgeon.graph.calls import (
+    Axes,
+    Call,
+    Origin,
+    Value,
+    bind,
+    fresh_axes,
+    pinned_axes,
+    rule_for,
+    rules_by_name,
+)
 from surgeon.graph.capture import Captured, place_of
-from surgeon.graph.kinds import KINDS, fresh_axes, indexed, permutation, pinned_axes, squeezed
+from surgeon.graph.kinds import KINDS, permutation, squeezed
+from surgeon.graph.positions import indexed
 from surgeon.language.syntax import OpRule
 
 Values = dict[str, tuple[Value | None, ...]]

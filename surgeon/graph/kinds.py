@@ -8,30 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
-
-import torch
 
 from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Store
-from surgeon.graph.calls import Axes, Call, broadcast, known_numbers
+from surgeon.graph.calls import Axes, Call, Outputs, broadcast, fresh_axes, pinned_axes
+from surgeon.graph.positions import along, index, pad, put, unfold
 
-Outputs = list[Axes]
 MAX_POSITIONS = 64  # an axis read by position is taken apart up to this size, and pinned beyond
-
-
-def fresh_axes(store: Store, shape: tuple[int, ...], label: str) -> Axes:
-    return tuple(store.fresh(size, f"{label}[{i}]") for i, size in enumerate(shape))
-
-
-def pinned_axes(store: Store, call: Call, code: str, reason: str) -> Outputs:
-    """Fresh outputs, none of which may grow."""
-    outputs = []
-    for shape in call.shapes:
-        axes = fresh_axes(store, shape or (), call.node.name)
-        for axis in axes:
-            store.pin(axis, code, reason)
-        outputs.append(axes)
-    return outputs
 
 
 def pointwise(call: Call, store: Store) -> Outputs:
@@ -333,55 +315,6 @@ def window(call: Call, store: Store) -> Outputs:
     return outputs
 
 
-def indexed(call: Call) -> list[int] | None:
-    """The axes that ``x[i, :, j]`` indexes; None where the result is not laid out axis for axis: indices
-    apart from each other, or truth values."""
-    if "index_select" in str(call.node.target):
-        return [call.axis_arg(call.arg("dim"), len(call.axes(call.args[0])))]
-    given: list[Any] = list(call.args[1]) if isinstance(call.args[1], (list, tuple)) else []
-    where = [i for i, g in enumerate(given) if g is not None]
-    whole = all(given[i].meta["val"].dtype != torch.bool for i in where)
-    return where if where and whole and where == list(range(where[0], where[-1] + 1)) else None
-
-
-def index(call: Call, store: Store) -> Outputs:
-    """``x[i, :, j]``: indexed axes are read by position; axes without an index stay."""
-    axes, where = list(call.axes(call.args[0])), indexed(call)
-    if where is None:
-        for _, value in call.tensors():
-            for axis in value.axes:
-                store.pin(axis, "S306", "it is read by position")
-        return pinned_axes(store, call, "S306", "it comes from reading by position")
-    chosen = call.arg("index") if call.arg("index") is not None else call.args[1]
-    known = _positions(chosen, where)
-    if known is not None:
-        axes[where[0]] = _picked(store, axes[where[0]], known)
-        return [tuple(axes)]
-    for i in where:
-        store.pin(axes[i], "S306", "it is read by position")
-    several = chosen if isinstance(chosen, (list, tuple)) else [chosen]
-    places = broadcast(store, [call.axes(c) for c in several if c is not None])
-    return [(*axes[: where[0]], *places, *axes[where[-1] + 1 :])]
-
-
-def _positions(chosen: Any, where: list[int]) -> list[int] | None:
-    """The positions of ``x[:, [-2]]``, where the model writes them as numbers."""
-    given = [c for c in (chosen if isinstance(chosen, (list, tuple)) else [chosen]) if c is not None]
-    return known_numbers(given[0]) if len(where) == len(given) == 1 else None
-
-
-def _picked(store: Store, axis: Axis, positions: list[int]) -> Axis:
-    """Single positions of an axis, which are taken apart from the end that they are counted from: there
-    they stay, whatever grows beyond them."""
-    size = store.size(axis)
-    for position in positions:
-        ends = range(1, position + 2) if position >= 0 else range(size + position, size)
-        for at in ends:
-            if 0 < at < size:
-                store.cut(axis, at)
-    return (Cat((UNIT,) * len(positions)),) if len(positions) > 1 else UNIT
-
-
 def repeat(call: Call, store: Store) -> Outputs:
     """Every channel several times over: the times are an axis of their own, inside (``interleave``) or
     outside the repeated one."""
@@ -400,61 +333,6 @@ def repeat(call: Call, store: Store) -> Outputs:
         times = store.fresh(size // old, f"{call.node.name}[{i}]")
         out.append(store.resolve((*axis, *times) if inside else (*times, *axis)))
     return [tuple(out)]
-
-
-def worked(call: Call) -> list[int]:
-    """The axes that an op like a sort or a running sum works along."""
-    given = call.arg("dims") if "dims" in call.names else call.arg("dim", -1)
-    rank = len(call.axes(call.args[0]))
-    return [call.axis_arg(d, rank) for d in (given if isinstance(given, (list, tuple)) else [given])]
-
-
-def _full(axes: Axes, rank: int, dims: list[int]) -> Axes:
-    """The axes of one of the tensors; one that stands for a single position lacks the axis worked along."""
-    return (*axes[: dims[0]], UNIT, *axes[dims[0] :]) if len(axes) == rank - 1 and len(dims) == 1 else axes
-
-
-def padded(call: Call) -> list[int]:
-    """The axes that a padding changes; the widths are given from the last axis on."""
-    rank, widths = len(call.axes(call.args[0])), list(call.arg("pad"))
-    pairs = [widths[i : i + 2] for i in range(0, len(widths), 2)]
-    return [rank - 1 - i for i, pair in enumerate(pairs) if any(w != 0 for w in pair)]
-
-
-def pad(call: Call, store: Store) -> Outputs:
-    (shape,) = call.shapes
-    assert shape is not None
-    axes = list(call.axes(call.args[0]))
-    for i in padded(call):
-        store.pin(axes[i], "S306", "it is padded to another length")
-        axes[i] = store.fresh(shape[i], f"{call.node.name}[{i}]")
-        store.pin(axes[i], "S306", "it is padded to this length")
-    return [tuple(axes)]
-
-
-def along(call: Call, store: Store) -> Outputs:
-    """One axis (or a few) is read in order; the others go along, in all tensors alike."""
-    axes = list(call.axes(call.args[0]))
-    dims = worked(call)
-    several = [_full(value.axes, len(axes), dims) for _, value in call.tensors()]
-    if not dims or any(len(given) != len(axes) for given in several):
-        raise AxisConflict("it reads its elements in one row", ())
-    for given in several:
-        for i, axis in enumerate(given):
-            if i in dims:
-                store.pin(axis, "S306", "it is read by position")
-            else:
-                axes[i] = store.unify(axes[i], axis)
-    outputs = []
-    for shape in call.shapes:
-        assert shape is not None
-        out = list(axes)
-        for i in dims:
-            if store.size(axes[i]) != shape[i]:
-                out[i] = store.fresh(shape[i], f"{call.node.name}[{i}]")
-                store.pin(out[i], "S306", "it comes from reading by position")
-        outputs.append(tuple(out))
-    return outputs
 
 
 def complex_(call: Call, store: Store) -> Outputs:
@@ -506,6 +384,8 @@ KINDS: dict[str, Callable[[Call, Store], Outputs]] = {
     "convolution": convolution,
     "window": window,
     "index": index,
+    "put": put,
+    "unfold": unfold,
     "repeat": repeat,
     "along": along,
     "pad": pad,

@@ -38,6 +38,8 @@ KINDS = {
     "convolution": (),
     "window": (),
     "index": (),
+    "put": (),
+    "unfold": (),
     "repeat": (),
     "along": ("linear", "nonlinear"),
     "pad": (),

@@ -13,7 +13,8 @@ from surgeon.axes.maps import NEW, Maps
 from surgeon.axes.store import Axis
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy, is_float, is_whole
-from surgeon.graph.kinds import indexed, padded, permutation, reduced, split_sizes, worked
+from surgeon.graph.kinds import permutation, reduced, split_sizes
+from surgeon.graph.positions import indexed, padded, placed, worked
 from surgeon.planning.cells import Drift
 from surgeon.planning.products import Products
 from surgeon.planning.roles import Roles
@@ -332,6 +333,30 @@ class Equations(Products):
         chosen = len(shape) - cells.ndim + len(where)
         before, after = cells.shape[: where[0]], cells.shape[where[-1] + 1 :]
         return np.broadcast_to(cells.reshape((*before, *(1,) * chosen, *after)), shape)
+
+    def _put(self, call: Call) -> Cells:
+        name, where = call.node.name, indexed(call)
+        shape = self.shape(self.axes_of(name))
+        if where is None:
+            for node, _ in call.tensors():
+                self.exact(self.of(node), name, "it is read by position")
+            return zeros(shape)
+        node, spots = placed(call, where)
+        cells, given = self.of(call.args[0]), self.of(node)
+        given = given.reshape((1,) * (cells.ndim - len(where) + len(spots) - given.ndim) + given.shape)
+        for i in where:
+            cells = self._one_piece(cells, i, name)
+        for i in spots:
+            given = self._one_piece(given, i, name)
+        after = given.shape[spots[-1] + 1 :]
+        given = given.reshape((*given.shape[: where[0]], *(1,) * len(where), *after))
+        return np.broadcast_to(self.equal_all([cells, given], name, "values of different scale meet"), shape)
+
+    def _unfold(self, call: Call) -> Cells:
+        cells = self.of(call.args[0])
+        dim = call.axis_arg(call.arg("dimension"), cells.ndim)
+        cells = self._one_piece(cells, dim, call.node.name)[..., None]
+        return np.broadcast_to(cells, self.shape(self.axes_of(call.node.name)))
 
     def _repeat(self, call: Call) -> Cells:
         cells = self.of(call.args[0])
