@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import PlanError, SurgeonError, fail
 from surgeon.graph.capture import capture, dynamic_batch
+from surgeon.graph.closed import closed_nodes
 from surgeon.graph.inference import Anatomy, infer
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
@@ -68,7 +69,9 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
         shapes = dynamic_batch(source.args, source.kwargs)
         captured = capture(module, source.args, source.kwargs, shapes, known)
     stage("inferring dims")
-    return Subject(source, module, infer(captured, rules), buffers, known)
+    # The class is built anew, so what it makes of numbers is made anew; a plain module's graph stays.
+    closed = closed_nodes(captured) if isinstance(source, TransformersSource) else frozenset()
+    return Subject(source, module, infer(captured, rules, closed), buffers, known)
 
 
 def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = quiet) -> Surgery:

@@ -199,6 +199,7 @@ class Store:
             keep, drop = min(x, y), max(x, y)
             self.ties.append((keep, drop, self.here))
             self.parent[drop] = keep
+            self.labels[keep] = self.labels[keep] or self.labels[drop]
             self.pins.setdefault(keep, {}).update(self.pins.pop(drop, {}))
 
     def _unify_cats(self, x: Cat, y: Cat) -> None:

@@ -218,7 +218,8 @@ class Bench:
         scales = {name: factor for growth in group for name, factor in growth.scales.items()}
         wrong: str | None = None
         try:
-            plan = plan_growth(self.anatomy, RECIPE, NativeGrowth(Maps(self.anatomy.store, dims), {}, scales))
+            placed = {p: scales[name] for p, name in self.captured.buffers.items() if name in scales}
+            plan = plan_growth(self.anatomy, RECIPE, NativeGrowth(Maps(self.anatomy.store, dims), {}, placed))
             pair = Pair(plan, self.state.__getitem__, {})
             report = coexecute(pair, torch.device("cpu")).report
             if report.divergence is not None:

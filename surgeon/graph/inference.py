@@ -30,6 +30,7 @@ from surgeon.graph.calls import (
     rules_by_name,
 )
 from surgeon.graph.capture import Captured, place_of
+from surgeon.graph.closed import frontier
 from surgeon.graph.kinds import KINDS, permutation, squeezed
 from surgeon.graph.positions import indexed
 from surgeon.language.syntax import OpRule
@@ -46,6 +47,7 @@ class Anatomy:
     values: Mapping[str, tuple[Value | None, ...]] = field(repr=False)
     calls: Mapping[str, Call] = field(repr=False)
     refused: frozenset[str] = frozenset()  # nodes no rule could type: their axes are pinned
+    closed: frozenset[str] = frozenset()  # nodes that are computed from numbers alone, as buffers are
 
     @cached_property
     def nodes(self) -> Mapping[str, fx.Node]:
@@ -87,24 +89,30 @@ class Anatomy:
         return f"{pin.reason}: {self.where(pin.node)}" if pin.node else pin.reason
 
 
-def infer(captured: Captured, rules: tuple[OpRule, ...]) -> Anatomy:
-    """Apply `rules` to every node of a graph. Never fails: what cannot be typed is pinned."""
+def infer(captured: Captured, rules: tuple[OpRule, ...], closed: frozenset[str] = frozenset()) -> Anatomy:
+    """Apply `rules` to every node of a graph. Never fails: what cannot be typed is pinned. The `closed`
+    nodes are typed as buffers are, where something else reads them, and not at all within."""
     store = Store()
     values: Values = {}
     calls: dict[str, Call] = {}
     refused: set[str] = set()
     tied: dict[str, Value] = {}
     table = rules_by_name(rules)
+    outermost = {node.name for node in frontier(captured, closed)}
     for node in captured.graph.nodes:
         store.here = node.name
         shapes = captured.shapes[node.name]
         if node.op == "placeholder":
             values[node.name] = _placeholder(node, captured, store, shapes, tied)
+        elif node.name in closed:
+            (shape,) = shapes if node.name in outermost else (None,)
+            axes = tuple(store.fresh(size) for size in shape) if shape is not None else None
+            values[node.name] = (None,) * len(shapes) if axes is None else (Value(axes, made=True),)
         elif node.op == "call_function" and node.target is operator.getitem:
             values[node.name] = _getitem(node, values)
         elif node.op == "call_function":
             values[node.name] = _call(node, table, store, values, shapes, calls, refused)
-    return Anatomy(captured, store, values, calls, frozenset(refused))
+    return Anatomy(captured, store, values, calls, frozenset(refused), closed)
 
 
 def _placeholder(

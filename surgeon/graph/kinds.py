@@ -27,8 +27,38 @@ def identity(call: Call, store: Store) -> Outputs:
 def reshape(call: Call, store: Store) -> Outputs:
     (shape,) = call.shapes
     assert shape is not None
-    flat = tuple(factor for axis in call.axes(call.args[0]) for factor in axis)
-    return [store.regroup(flat, shape)]
+    axes, out = call.axes(call.args[0]), list[Axis]()
+    for old, new in segments(tuple(store.size(a) for a in axes), shape):
+        sizes = shape[new]
+        try:
+            out += store.regroup(tuple(factor for axis in axes[old] for factor in axis), sizes)
+        except AxisConflict as conflict:
+            out += _rearranged(call, store, axes[old], sizes, str(conflict))
+    return [tuple(out)]
+
+
+def _rearranged(call: Call, store: Store, axes: Axes, sizes: tuple[int, ...], reason: str) -> Axes:
+    """Axes of whose positions others are made, in a way that no product tells: none of them may grow."""
+    for axis in axes:
+        store.pin(axis, "S302", reason)
+    made = fresh_axes(store, sizes, call.node.name)
+    for axis in made:
+        store.pin(axis, "S302", reason)
+    return made
+
+
+def segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[slice, slice]]:
+    """The stretches of axes that a view turns into each other, as short as sizes allow."""
+    found, i, j = [], 0, 0
+    while i < len(before) or j < len(after):
+        start, left, right = (i, j), 1, 1
+        while (left != right or (i, j) == start) and (i < len(before) or j < len(after)):
+            if j == len(after) or (i < len(before) and left <= right):
+                left, i = left * before[i], i + 1
+            else:
+                right, j = right * after[j], j + 1
+        found.append((slice(start[0], i), slice(start[1], j)))
+    return found
 
 
 def permutation(call: Call) -> list[int]:
@@ -112,7 +142,10 @@ def slice_(call: Call, store: Store) -> Outputs:
         return [tuple(axes)]
     start, stop, step = bounds
     if step == 1:
-        axes[dim] = store.slice(axis, start, stop)
+        try:
+            axes[dim] = store.slice(axis, start, stop)
+        except AxisConflict as conflict:
+            (axes[dim],) = _rearranged(call, store, (axis,), (shape[dim],), str(conflict))
     elif size % step == 0 and shape[dim] == size // step:
         axes[dim], phase = store.regroup(axis, (size // step, step))
         store.units(phase)

@@ -11,7 +11,7 @@ from typing import Any
 
 from surgeon.axes.store import UNIT, Axis, AxisConflict, Store
 from surgeon.graph.calls import Axes, Call, broadcast
-from surgeon.language.syntax import AxisPattern
+from surgeon.language.syntax import AxisPattern, OpRule
 
 ROLE_PINS = {
     "soft": ("S303", "a softmax runs over it"),
@@ -70,6 +70,14 @@ def summed(call: Call) -> set[str]:
     assert signature is not None
     kept = {name for out in signature.outputs for name in out.names}
     return {n for a in signature.args if a.axes for n in a.axes.names} - kept - {"_", "1"}
+
+
+def factors(rule: OpRule) -> list[int]:
+    """The positions of named arguments that are numbers: they multiply as tensors do, unless `exact` sets
+    them apart."""
+    assert rule.signature is not None
+    apart = {"_", *(member for statement in rule.exact for member in statement.members)}
+    return [i for i, a in enumerate(rule.signature.args) if a.axes is None and a.name not in apart]
 
 
 def infer(call: Call, store: Store) -> list[Axes]:

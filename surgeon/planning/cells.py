@@ -35,7 +35,7 @@ class Cellwise:
     maps: Maps
     roles: Roles
     drift: Drift
-    buffer_scales: Mapping[str, float]
+    known_scales: Mapping[str, float]  # of buffers and closed nodes, by node name
     system: System = field(default_factory=System)
     cells: dict[str, list[Cells | None]] = field(default_factory=dict)
     parameters: dict[str, Cells] = field(default_factory=dict)

@@ -13,15 +13,14 @@ from surgeon.axes.maps import NEW, Maps
 from surgeon.axes.store import Axis
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy, is_float, is_whole
-from surgeon.graph.kinds import permutation, reduced, split_sizes
-from surgeon.graph.positions import indexed, padded, placed, worked
+from surgeon.graph.kinds import permutation, reduced, segments, split_sizes
 from surgeon.planning.cells import Drift
-from surgeon.planning.products import Products
+from surgeon.planning.positional import Positional
 from surgeon.planning.roles import Roles
 from surgeon.planning.scales import Cells, Conflict, as_cells, zeros
 
 
-class Equations(Products):
+class Equations(Positional):
     """The scale equations of a whole graph, collected in one pass over its nodes."""
 
     def collect(self) -> Equations:
@@ -36,6 +35,8 @@ class Equations(Products):
                 continue
             elif node.op == "placeholder":
                 self.cells[node.name] = [self._placeholder(node, anchored)]
+            elif node.name in self.anatomy.closed:
+                self.cells[node.name] = [None if v is None else self._known(node) for v in values]
             elif node.name not in self.anatomy.calls:  # getitem, sizes
                 self.cells[node.name] = self._getitem(node)
             elif node.name in anchored:
@@ -92,12 +93,14 @@ class Equations(Products):
     def _placeholder(self, node: fx.Node, anchored: Mapping[str, str]) -> Cells | None:
         if self.anatomy.values[node.name][0] is None:
             return None
-        shape = self.shape(self.axes_of(node.name))
-        captured = self.anatomy.captured
         if node.name in self.parameters and node.name not in anchored.values():
             return self.parameters[node.name]
-        cells = zeros(shape)
-        factor = self.buffer_scales.get(captured.buffers.get(node.name, ""), 1.0)
+        return self._known(node)
+
+    def _known(self, node: fx.Node) -> Cells:
+        """A value that no parameter stands for: its scale is what it is."""
+        cells = zeros(self.shape(self.axes_of(node.name)))
+        factor = self.known_scales.get(node.name, 1.0)
         return as_cells(cells + math.log(factor)) if factor != 1.0 else cells
 
     def _getitem(self, node: fx.Node) -> list[Cells | None]:
@@ -184,7 +187,23 @@ class Equations(Products):
         return self.of(call.args[0])
 
     def _reshape(self, call: Call) -> Cells:
-        return self.of(call.args[0]).reshape(self.shape(self.axes_of(call.node.name)))
+        cells, shape = self.of(call.args[0]), self.shape(self.axes_of(call.node.name))
+        if call.rule.kind is not None and call.rule.kind.name == "reshape":
+            axes, made = self.axes_of(call.args[0].name), self.axes_of(call.node.name)
+            sizes = [tuple(self.anatomy.store.size(a) for a in several) for several in (axes, made)]
+            for old, new in segments(sizes[0], sizes[1]):
+                if self._strange(axes[old], made[new]):
+                    for i in range(len(axes))[old]:
+                        cells = self._one_piece(cells, i, call.node.name)
+                    shape = (*shape[: new.start], *(1,) * (new.stop - new.start), *shape[new.stop :])
+            cells, shape = cells.reshape(shape), self.shape(made)
+            return np.broadcast_to(cells, shape)
+        return cells.reshape(shape)
+
+    def _strange(self, axes: Axes, made: Axes) -> bool:
+        """Whether axes come from others in a way that was not typed."""
+        known = {leaf for axis in axes for leaf in self.anatomy.store.leaves(axis)}
+        return any(leaf not in known for axis in made for leaf in self.anatomy.store.leaves(axis))
 
     _unsqueeze = _squeeze = _reshape
 
@@ -218,8 +237,13 @@ class Equations(Products):
         start, stop, step = call.arg("start"), call.arg("end"), call.arg("step", 1)
         known = all(v is None or isinstance(v, int) for v in (start, stop, step))
         channels = np.arange(size)[slice(start, stop, step)] if known else np.arange(min(length, size))
+        out = self.axes_of(call.node.name)
         if len(channels) != length or not length:
-            return zeros(self.shape(self.axes_of(call.node.name)))
+            return zeros(self.shape(out))
+        if self._strange(axes[dim : dim + 1], out[dim : dim + 1]):
+            return np.broadcast_to(
+                self._one_piece(self.of(call.args[0]), dim, call.node.name), self.shape(out)
+            )
         return self._pick(call, dim, channels)
 
     def _select(self, call: Call) -> Cells:
@@ -320,44 +344,6 @@ class Equations(Products):
         cells = self.of(call.args[0])
         return np.broadcast_to(cells[tuple(slice(0, n) for n in shape)], shape)
 
-    def _index(self, call: Call) -> Cells:
-        name, where = call.node.name, indexed(call)
-        if where is None:
-            for node, _ in call.tensors():
-                self.exact(self.of(node), name, "it is read by position")
-            return zeros(self.shape(self.axes_of(name)))
-        cells = self.of(call.args[0])
-        for i in where:
-            cells = self._one_piece(cells, i, name)
-        shape = self.shape(self.axes_of(name))
-        chosen = len(shape) - cells.ndim + len(where)
-        before, after = cells.shape[: where[0]], cells.shape[where[-1] + 1 :]
-        return np.broadcast_to(cells.reshape((*before, *(1,) * chosen, *after)), shape)
-
-    def _put(self, call: Call) -> Cells:
-        name, where = call.node.name, indexed(call)
-        shape = self.shape(self.axes_of(name))
-        if where is None:
-            for node, _ in call.tensors():
-                self.exact(self.of(node), name, "it is read by position")
-            return zeros(shape)
-        node, spots = placed(call, where)
-        cells, given = self.of(call.args[0]), self.of(node)
-        given = given.reshape((1,) * (cells.ndim - len(where) + len(spots) - given.ndim) + given.shape)
-        for i in where:
-            cells = self._one_piece(cells, i, name)
-        for i in spots:
-            given = self._one_piece(given, i, name)
-        after = given.shape[spots[-1] + 1 :]
-        given = given.reshape((*given.shape[: where[0]], *(1,) * len(where), *after))
-        return np.broadcast_to(self.equal_all([cells, given], name, "values of different scale meet"), shape)
-
-    def _unfold(self, call: Call) -> Cells:
-        cells = self.of(call.args[0])
-        dim = call.axis_arg(call.arg("dimension"), cells.ndim)
-        cells = self._one_piece(cells, dim, call.node.name)[..., None]
-        return np.broadcast_to(cells, self.shape(self.axes_of(call.node.name)))
-
     def _repeat(self, call: Call) -> Cells:
         cells = self.of(call.args[0])
         inside = "interleave" in str(call.node.target)
@@ -376,37 +362,6 @@ class Equations(Products):
             return self._one_piece(cells, cells.ndim - 1, call.node.name)[..., 0]
         return np.broadcast_to(cells[..., None], self.shape(self.axes_of(call.node.name)))
 
-    def _pad(self, call: Call) -> Cells:
-        cells = self.of(call.args[0])
-        if call.arg("value"):
-            self.exact(cells, call.node.name, "a constant is put beside it")
-        for i in padded(call):
-            cells = self._one_piece(cells, i, call.node.name)
-        return np.broadcast_to(cells, self.shape(self.axes_of(call.node.name)))
-
-    def _along(self, call: Call) -> list[Cells | None]:
-        name, outputs = call.node.name, self.anatomy.values[call.node.name]
-        rank, dims = len(self.axes_of(call.args[0].name)), worked(call)
-        several = [self.of(node) for node, _ in call.tensors() if is_float(node)]
-        several = [c if c.ndim == rank else np.expand_dims(c, dims[0]) for c in several]
-        if call.flag == "nonlinear" or not several:
-            for node, _ in call.tensors():
-                self.exact(self.of(node), name, "it is read by position")
-            return [None if v is None else zeros(self.shape(v.axes)) for v in outputs]
-        for i in dims:
-            several = [self._one_piece(c, i, name) for c in several]
-        cells = self.equal_all(several, name, "values of different scale meet")
-        numbers = [a for a in call.args if isinstance(a, float)]
-        if numbers and any(n != 0 for n in numbers):
-            self.exact(cells, name, "a constant replaces some of it")
-        return [None if v is None else np.broadcast_to(cells, self.shape(v.axes)) for v in outputs]
-
-    def _one_piece(self, cells: Cells, dim: int, name: str) -> Cells:
-        """Cells whose pieces along `dim` must have one scale: what happens there mixes them."""
-        first = np.take(cells, [0], axis=dim)
-        self.equal_all([first, cells], name, "pieces of different scale meet")
-        return first
-
     def _uniform(self, call: Call) -> list[Cells | None]:
         outputs = self.anatomy.values[call.node.name]
         return [None if v is None else zeros(self.shape(v.axes)) for v in outputs]
@@ -424,7 +379,7 @@ def solve_scales(
     maps: Maps,
     roles: Roles,
     drift: Drift | None = None,
-    buffer_scales: Mapping[str, float] | None = None,
+    known_scales: Mapping[str, float] | None = None,
 ) -> Equations:
     """Collect and solve the scale equations of a graph; conflicts are left in ``system.conflicts``."""
-    return Equations(anatomy, maps, roles, drift or {}, buffer_scales or {}).collect()
+    return Equations(anatomy, maps, roles, drift or {}, known_scales or {}).collect()

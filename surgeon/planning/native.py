@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
-from surgeon.axes.maps import NEW, Index, Maps, clone_map
+from surgeon.axes.maps import Index, Maps, clone_map
 from surgeon.errors import PlanError, fail
 from surgeon.graph.capture import Captured, place_of
+from surgeon.graph.closed import closed_nodes, computes, frontier
 from surgeon.graph.inference import Anatomy
+from surgeon.graph.signatures import factors
 from surgeon.planning.cells import Drift
+from surgeon.planning.known import known_maps, known_scales, known_values
 from surgeon.planning.literals import grown_args
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -33,7 +35,8 @@ class NativeGrowth:
 
     maps: Maps
     drift: Drift
-    buffer_scales: Mapping[str, float] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)  # of buffers and closed nodes, by node
+    known: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # closed nodes, as grown
     twins: Mapping[str, str] = field(default_factory=dict, repr=False)  # source node -> grown node
 
 
@@ -46,28 +49,34 @@ def compare(
     """Lay the grown class's graph against the source's.
 
     Raises PlanError S320 (another graph), S321 (sizes that no growth of dims explains), S322 (a
-    number that drifted where no scale can follow), S323 (a buffer that drifted).
+    number that drifted where no scale can follow), S323 (a buffer or a value made of numbers that did).
     """
-    twins = _pair(anatomy, grown)
+    closed = closed_nodes(grown) if anatomy.closed else frozenset()
+    twins = _pair(anatomy, grown, closed)
     targets = _targets(anatomy, grown, twins)
     dims: dict[int, Index] = {
         dim: clone_map(anatomy.store.sizes[dim], target)
         for dim, target in targets.items()
         if target != anatomy.store.sizes[dim]
     }
-    dims.update(_buffer_maps(anatomy, dims, source_buffers, grown_buffers))
+    known = known_values(anatomy, grown, twins, source_buffers, grown_buffers)
+    dims.update(known_maps(anatomy, dims, known))
     maps = Maps(anatomy.store, dims)
     _check_shapes(anatomy, grown, twins, maps)
     drift = _drift(anatomy, grown, twins, maps)
-    scales = _buffer_scales(anatomy, maps, source_buffers, grown_buffers)
-    return NativeGrowth(maps, drift, scales, twins)
+    made = {name: value.grown for name, value in known.items() if name in anatomy.closed}
+    return NativeGrowth(maps, drift, known_scales(maps, known), made, twins)
 
 
-def _pair(anatomy: Anatomy, grown: Captured) -> dict[str, str]:
-    source_nodes, grown_nodes = anatomy.captured.nodes, grown.nodes
+def _pair(anatomy: Anatomy, grown: Captured, closed: frozenset[str]) -> dict[str, str]:
+    """Source node to grown node; of closed nodes only those that others read, by whatever op."""
+    source_nodes = _outer(anatomy.captured, anatomy.closed)
+    grown_nodes = _outer(grown, closed)
     for a, b in zip(source_nodes, grown_nodes, strict=False):
         same_name = a.op != "placeholder" or _known(anatomy.captured, a) == _known(grown, b)
-        if a.op != b.op or (a.op == "call_function" and a.target is not b.target) or not same_name:
+        made = a.name in anatomy.closed, b.name in closed
+        other = a.op == "call_function" and a.target is not b.target and not all(made)
+        if a.op != b.op or other or not same_name or made[0] != made[1]:
             raise fail(
                 PlanError,
                 "S320",
@@ -78,6 +87,11 @@ def _pair(anatomy: Anatomy, grown: Captured) -> dict[str, str]:
     if len(source_nodes) != len(grown_nodes):
         raise fail(PlanError, "S320", "the class with the grown config computes something else")
     return {a.name: b.name for a, b in zip(source_nodes, grown_nodes, strict=True)}
+
+
+def _outer(captured: Captured, closed: frozenset[str]) -> list[fx.Node]:
+    outermost = {node.name for node in frontier(captured, closed)}
+    return [n for n in captured.nodes if computes(n) and (n.name not in closed or n.name in outermost)]
 
 
 def _known(captured: Captured, node: fx.Node) -> str:
@@ -143,7 +157,7 @@ def _drift(anatomy: Anatomy, grown: Captured, twins: Mapping[str, str], maps: Ma
     for node in anatomy.captured.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem:
             continue
-        if all(v is None for v in anatomy.values.get(node.name, (None,))):
+        if node.name in anatomy.closed or all(v is None for v in anatomy.values.get(node.name, (None,))):
             continue
         twin = grown_nodes[twins[node.name]]
         args, kwargs = grown_args(node, anatomy, maps)
@@ -199,87 +213,7 @@ def _may_drift(node: fx.Node, position: int, names: tuple[str, ...], anatomy: An
     if rule.signature is None or not 0 <= position < len(rule.signature.args):
         return False
     members = {m for statement in rule.exact for m in statement.members}
-    return rule.signature.args[position].name in members
-
-
-# ── buffers ──────────────────────────────────────────────────────────────────────────────
-
-BUFFER_TOLERANCE = 2e-6  # relative: a few roundings of float32, in which classes compute buffers
-
-
-def _used_buffers(anatomy: Anatomy) -> dict[str, str]:
-    """Placeholder and name of the buffers that the graph reads."""
-    nodes = anatomy.nodes
-    return {p: n for p, n in anatomy.captured.buffers.items() if nodes[p].users}
-
-
-def _buffer_maps(
-    anatomy: Anatomy,
-    dims: Mapping[int, Index],
-    source: Mapping[str, Tensor],
-    grown: Mapping[str, Tensor],
-) -> dict[int, Index]:
-    """Where a one-dimensional buffer grows, its values say which channel is which: those of the
-    source must stand in it (rotary frequencies do, every n-th); the others are new."""
-    found: dict[int, Index] = {}
-    for name in _used_buffers(anatomy).values():
-        axes = anatomy.parameter_axes(name)
-        if len(axes) != 1 or len(axes[0]) != 1 or axes[0][0] not in dims or name not in source:
-            continue
-        dim = axes[0][0]
-        assert isinstance(dim, int)
-        index = match_values(source[name].double().numpy(), grown[name].double().numpy(), dims[dim])
-        if index is not None and not np.array_equal(index, dims[dim]):
-            found[dim] = index
-    return found
-
-
-def match_values(source: np.ndarray, grown: np.ndarray, clone: Index) -> Index | None:
-    """The map under which `grown` holds the values of `source`: the clone if it fits, else each
-    source value once and the rest NEW; None when some source value is missing."""
-    if np.allclose(grown, source[clone], rtol=BUFFER_TOLERANCE, atol=0):
-        return clone
-    index = np.full(len(grown), NEW, dtype=np.int64)
-    for channel, value in enumerate(source):
-        near = np.flatnonzero(np.isclose(grown, value, rtol=BUFFER_TOLERANCE, atol=0) & (index == NEW))
-        if not len(near):
-            return None
-        index[near[0]] = channel
-    return index
-
-
-def _buffer_scales(
-    anatomy: Anatomy, maps: Maps, source: Mapping[str, Tensor], grown: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """The factor by which each buffer differs from its expansion; it must be one factor for all."""
-    scales = {}
-    for name in _used_buffers(anatomy).values():
-        if name not in source or name not in grown or not source[name].is_floating_point():
-            continue
-        before, after = source[name].double(), grown[name].double()
-        keep = torch.ones(after.shape, dtype=torch.bool)
-        for dim, axis in enumerate(anatomy.parameter_axes(name)):
-            index = torch.from_numpy(maps.index(axis))
-            before = before.index_select(dim, index.clamp(min=0))
-            shape = [-1 if i == dim else 1 for i in range(after.ndim)]
-            keep = keep & (index != NEW).reshape(shape)
-        a, b = before[keep], after[keep]
-        if torch.allclose(a, b, rtol=BUFFER_TOLERANCE, atol=1e-30):
-            continue
-        ratio = b / a
-        if (
-            a.numel() == 0
-            or not torch.isfinite(ratio).all()
-            or (ratio / ratio.flatten()[0] - 1).abs().max() > BUFFER_TOLERANCE
-        ):
-            raise fail(
-                PlanError,
-                "S323",
-                f"the grown class computes other values for its buffer {name}",
-                help="what depends on it cannot grow: grow other dims",
-            )
-        scales[name] = float(ratio.flatten()[0])
-    return scales
+    return rule.signature.args[position].name in members or position in factors(rule)
 
 
 # ── fields that carry a dim ──────────────────────────────────────────────────────────────

@@ -65,7 +65,7 @@ class Plan:
         store = self.anatomy.store
         groups: dict[tuple[str, int, int], int] = {}
         for dim, index in self.maps.dims.items():
-            label = re.sub(r"\.\d+\.", ".*.", store.labels[dim])
+            label = re.sub(r"\.\d+\.", ".*.", store.labels[dim] or "what it makes of numbers")
             key = label, store.sizes[dim], len(index)
             groups[key] = groups.get(key, 0) + 1
         return [GrownDims(label, size, target, n) for (label, size, target), n in groups.items()]
@@ -129,7 +129,7 @@ def plan_growth(
         maps,
         roles,
         native.drift if native else None,
-        native.buffer_scales if native else None,
+        native.scales if native else None,
     )
     _refuse_conflicts(anatomy, equations)
     transforms = build_transforms(anatomy, maps, roles, equations, recipe)

@@ -87,6 +87,7 @@ class Products(Cellwise):
                 for axis_name in role.axes:
                     self._uniform_over(self._normalized(call) or axes_by_name[axis_name], name)
         multiplied = [term for argument, term in terms.items() if argument not in apart]
+        factor = sum(self.drifted(call, i) for i in signatures.factors(rule))
         summed = signatures.summed(call)
         outputs: list[Cells | None] = []
         for number, (pattern, value) in enumerate(
@@ -104,7 +105,7 @@ class Products(Cellwise):
             here = [
                 t for t in multiplied if all(la in kept or la in summed or la[0] in "_." for la in t.labels)
             ]
-            cells = np.broadcast_to(self.product(here, kept, name), shape)
+            cells = np.broadcast_to(as_cells(self.product(here, kept, name) + factor), shape)
             bias = terms.get("bias")
             if bias is not None and set(bias.labels) <= set(kept):
                 labels = [label for label in kept if label in bias.labels]

@@ -133,6 +133,8 @@ def _step(node: fx.Node, pair: Pair, left: Executor, right: Executor, graded: bo
     if node.op == "placeholder":
         return _placeholder(node, pair, left.device)
     plan = pair.plan
+    if node.name in plan.anatomy.closed:
+        return _closed(node, plan, left)
     twins = plan.native.twins if plan.native else {}
     twin = plan.grown_nodes.get(twins.get(node.name, ""))
     source = left.run(node, node.args, node.kwargs)
@@ -140,6 +142,18 @@ def _step(node: fx.Node, pair: Pair, left: Executor, right: Executor, graded: bo
         if node.target is operator.getitem or twin is None:
             return source, right.run(node, *grown_args(node, plan.anatomy, plan.maps))
         return source, _run_twin(right, node, twin)
+
+
+def _closed(node: fx.Node, plan: Plan, left: Executor) -> tuple[Any, Any]:
+    """A value made of numbers alone. The grown class's differs by its rounding in float32, which the
+    plan has allowed for, and in the channels that are new."""
+    value = left.run(node, node.args, node.kwargs)
+    if plan.native is None or node.name not in plan.native.known:
+        return value, None
+    wanted, mask = expected(value, node.name, 0, plan)
+    if mask is not None:
+        wanted = torch.where(mask, wanted, promoted(plan.native.known[node.name].to(left.device)))
+    return value, wanted
 
 
 def _watch(right: Executor, name: str) -> Tensor:

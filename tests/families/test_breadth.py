@@ -23,6 +23,10 @@ SAMPLE = {
     "CohereForCausalLM": "a logit scale, a norm without bias",
     "GraniteForCausalLM": "multipliers",
     "ApertusForCausalLM": "an activation with parameters",
+    "BloomForCausalLM": "slopes made of numbers, one for each head",
+    "XLNetLMHeadModel": "positions shifted by views, made of numbers",
+    "RwkvForCausalLM": "weights that the first pass rewrites",
+    "XmodForCausalLM": "rows picked by a mask",
 }
 
 
@@ -36,8 +40,14 @@ def test_hidden_ffn_and_heads_grow(name: str, tmp_path: Path) -> None:
     assert found["greedy"] is True
 
 
-def test_positions_that_depend_on_the_heads_are_refused(tmp_path: Path) -> None:
+def test_heads_that_would_halve_are_refused(tmp_path: Path) -> None:
     make("", "BloomForCausalLM", tmp_path / "source")
     refused = attempt(tmp_path / "source", ("heads",), tmp_path / "grown")
-    assert refused["code"] == "S322"
+    assert refused["code"] == "S330"
     assert not (tmp_path / "grown").exists()
+
+
+def test_positions_that_depend_on_the_width_are_refused(tmp_path: Path) -> None:
+    """Sinusoids of twice the width are others; no channel map leads from the source's to them alone."""
+    make("", "CTRLLMHeadModel", tmp_path / "source")
+    assert attempt(tmp_path / "source", ("hidden",), tmp_path / "grown")["code"] == "S323"

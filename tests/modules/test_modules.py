@@ -109,6 +109,22 @@ class Einsum(nn.Module):
         return torch.einsum("bhd,hdo->bo", hidden, self.outward)
 
 
+class Shifted(nn.Module):
+    """Scores of relative positions, shifted into place by views that mix two axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.outward = nn.Parameter(torch.zeros(5, 3, 4)), nn.Parameter(torch.zeros(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = torch.einsum("bsi,ihd->bhsd", x, self.inward)
+        batch, heads, rows, places = scores.shape
+        scores = scores.reshape(batch, heads, places, rows)[:, :, 1:, :]
+        return torch.einsum(
+            "bhst,ht->bst", scores.reshape(batch, heads, rows, places - 1), self.outward[:, 1:]
+        )
+
+
 class Custom(nn.Module):
     def __init__(self, op: str) -> None:
         super().__init__()
@@ -148,6 +164,7 @@ CASES: list[Any] = [
     pytest.param(Mlp, (4, 5), ['axis("first.weight", 0) by 2', 'axis("second.weight", 0) by 3'], id="mlp"),
     pytest.param(Cnn, (4, 3, 6, 6), ['axis("stem.weight", 0) by 2'], id="cnn"),
     pytest.param(Gpt, (4, 7), GPT[1:], id="gpt-ffn"),
+    pytest.param(Shifted, (4, 6, 5), ['axis("inward", 1) by 2'], id="shifted"),
     pytest.param(Einsum, (4, 5), ['axis("inward", 1) by 2', 'axis("inward", 2) by 3'], id="einsum"),
 ]
 

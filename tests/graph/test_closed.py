@@ -1,0 +1,49 @@
+"""What a model makes of numbers alone, found in its graph and computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from surgeon.axes.maps import NEW, clone_map
+from surgeon.graph.capture import Captured, capture
+from surgeon.graph.closed import closed_nodes, evaluate, frontier
+from surgeon.planning.known import match_values
+
+
+class Sloped(nn.Module):
+    """Adds slopes of positions, as a model with position-biased heads does."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.gain = heads, nn.Parameter(torch.ones(heads, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = torch.full((), 2 ** (-8 / self.heads))
+        slopes = base ** torch.arange(1, self.heads + 1)
+        mask = torch.rand(5) > 0.5
+        return x * self.gain + slopes[:, None] * torch.arange(5) + mask
+
+
+def captured(heads: int) -> Captured:
+    return capture(Sloped(heads), (torch.zeros(heads, 5),))
+
+
+def test_the_outermost_closed_node_holds_the_slopes() -> None:
+    graph = captured(4)
+    (outer,) = frontier(graph, closed_nodes(graph))  # what is drawn at random is none
+    slopes = 2.0 ** -torch.tensor([2.0, 4.0, 6.0, 8.0])
+    torch.testing.assert_close(evaluate([outer])[outer.name], slopes[:, None] * torch.arange(5))
+
+
+def test_slopes_of_more_heads_hold_the_slopes_of_fewer() -> None:
+    rows = []
+    for graph in (captured(4), captured(8)):
+        (outer,) = frontier(graph, closed_nodes(graph))
+        rows.append(evaluate([outer])[outer.name].double().numpy())
+    index = match_values(rows[0], rows[1], clone_map(4, 8))
+    assert index is not None
+    assert index.tolist() == [NEW, 0, NEW, 1, NEW, 2, NEW, 3]
+    assert match_values(rows[0] + 1, rows[1], clone_map(4, 8)) is None
+    assert np.array_equal(match_values(rows[0], np.tile(rows[0], (2, 1)), clone_map(4, 8)), clone_map(4, 8))
