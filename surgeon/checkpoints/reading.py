@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from surgeon.checkpoints.stamps import Stamp, stamp
@@ -70,8 +72,8 @@ class Checkpoint:
             self.stamps[entry.file].refuse_change()
         if not entry.bytes:
             return torch.empty(entry.shape, dtype=entry.dtype)
-        try:  # copy-on-write: whoever changes the tensor does not change the file
-            mapped = np.memmap(entry.file, np.uint8, "c", entry.offset, (entry.bytes,))
+        try:
+            mapped = _mapped(entry)
         except (OSError, ValueError) as error:
             raise fail(CheckpointError, "S403", f"{entry.file.name} cannot be read: {error}") from error
         aligned = mapped if entry.offset % entry.dtype.itemsize == 0 else np.array(mapped)
@@ -102,6 +104,16 @@ class Checkpoint:
     @property
     def total_bytes(self) -> int:
         return sum(e.bytes for e in self.entries.values())
+
+
+def _mapped(entry: Entry) -> NDArray[np.uint8]:
+    """A tensor's bytes, copy-on-write: whoever changes the tensor does not change the file."""
+    before = entry.offset % mmap.ALLOCATIONGRANULARITY
+    with entry.file.open("rb", buffering=0) as stream:
+        pages = mmap.mmap(
+            stream.fileno(), before + entry.bytes, access=mmap.ACCESS_COPY, offset=entry.offset - before
+        )
+    return np.frombuffer(pages, np.uint8, entry.bytes, before)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

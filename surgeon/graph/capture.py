@@ -8,9 +8,10 @@ longer than the first trace.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +87,7 @@ def capture(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            with Literals():
+            with _within(module, Reading()):
                 program = _export(module, tuple(args), kwargs, dynamic_shapes)
             if not all(_is_plain(node, known) for node in program.graph.nodes):
                 program = program.run_decompositions({})
@@ -120,14 +121,20 @@ def _drop_copies(graph: fx.Graph) -> None:
             node.target = aten.view.default
 
 
-class Literals(TorchFunctionMode):
-    """Numbers that a model makes into tensors stay numbers of the graph: on the meta device a tensor made
-    of them would lose them."""
+class Reading(TorchFunctionMode):
+    """What a model asks of torch, put so that a trace keeps it.
+
+    Numbers that it makes into tensors stay numbers of the graph: on the meta device a tensor made of them
+    would lose them. Where no gradients are kept it need not turn them off: the trace would be cut in
+    pieces for it.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
+        if func is torch._C._set_grad_enabled and not (args[0] or torch.is_grad_enabled()):
+            return None
         if func is torch.tensor and len(args) == 1 and not given.get("requires_grad"):
             made = _of_numbers(args[0], given.get("dtype"), given.get("device"))
             if made is not None:
@@ -140,6 +147,20 @@ class Literals(TorchFunctionMode):
                 laid = (_of_numbers(i, None, device) if isinstance(i, list) else i for i in several)
                 args = tensor, tuple(i if m is None else m for i, m in zip(several, laid, strict=True))
         return func(*args, **given)
+
+
+@contextlib.contextmanager
+def _within(module: nn.Module, mode: TorchFunctionMode) -> Iterator[None]:
+    """Put `mode` before those of the tracer, while the module runs."""
+    handles = (
+        module.register_forward_pre_hook(lambda *_: mode.__enter__() and None),
+        module.register_forward_hook(lambda *_: mode.__exit__(None, None, None), always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _of_numbers(data: Any, dtype: Any, device: Any) -> Tensor | None:

@@ -132,7 +132,7 @@ def build_meta(
     class refuses the config.
     """
     config = copy.deepcopy(config)
-    for part in (config, *(v for v in vars(config).values() if hasattr(v, "to_dict"))):
+    for part in (config, *(v for v in getattr(config, "__dict__", {}).values() if hasattr(v, "to_dict"))):
         for name in ("use_cache", "output_attentions", "output_hidden_states"):
             if hasattr(part, name):
                 setattr(part, name, False)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from surgeon.axes.maps import NEW, Index, copies_of
+from surgeon.parallel import side_by_side
 from surgeon.planning.transforms import AxisGrowth, Transform
 from surgeon.rewriting.noise import draws_whole, null_space_noise
 
@@ -70,8 +71,8 @@ def blocks(
     tensor: Tensor, transform: Transform, dtype: torch.dtype | None, device: torch.device
 ) -> Iterator[Tensor]:
     """The grown tensor on `device` as consecutive blocks of rows, so that it is never held whole."""
-    for rows in [None] if draws_whole(transform) else row_blocks(transform.target_shape):
-        yield expand(tensor, transform, dtype, rows, device)
+    several = [None] if draws_whole(transform) else row_blocks(transform.target_shape)
+    return side_by_side(lambda rows: expand(tensor, transform, dtype, rows, device), several, device)
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[Index | None]:

@@ -20,7 +20,7 @@ from surgeon.planning.literals import grown_args
 from surgeon.planning.plan import Plan
 from surgeon.planning.transforms import Transform
 from surgeon.rewriting.weights import expand, row_blocks
-from surgeon.verification.execution import Executor, Weight, promoted, schedule
+from surgeon.verification.execution import Executor, Rows, Weight, promoted, schedule
 from surgeon.verification.invariant import difference, expected, largest
 
 FLOAT64_EPSILON = 2.0**-52
@@ -178,18 +178,26 @@ def _shake(node: fx.Node, shaken: Executor, exact: Any, plan: Plan, dtype: torch
     elif isinstance(exact, Weight):
         weight, seed = exact, zlib.crc32(node.name.encode())
 
-        def take(rows: Index | None) -> Tensor:
-            read = weight.take(rows)
-            generator = torch.Generator(device=read.device).manual_seed(seed)
-            turn = torch.empty_like(read).uniform_(-1, 1, generator=generator)
-            return read * (1 + turn * torch.finfo(dtype).eps / 2)
+        def opened() -> Rows:
+            return _shaken(weight.open(), seed, torch.finfo(dtype).eps / 2)
 
-        value = Weight(weight.shape, take)
+        value = Weight(weight.shape, opened)
     shaken.values[node.name] = value
     if node.op == "placeholder" or not isinstance(value, Tensor) or not value.is_floating_point():
         return 0.0
     moved = difference(value, exact, None)
     return moved if moved < 1 else 0.0
+
+
+def _shaken(read: Rows, seed: int, part: float) -> Rows:
+    """Rows that are off by `part` of themselves at most, at random."""
+
+    def rows(asked: Index | None) -> Tensor:
+        value = read(asked)
+        generator = torch.Generator(device=value.device).manual_seed(seed)
+        return value * (1 + torch.empty_like(value).uniform_(-1, 1, generator=generator) * part)
+
+    return rows
 
 
 def _run_twin(right: Executor, node: fx.Node, twin: fx.Node) -> Any:
@@ -222,20 +230,25 @@ def _placeholder(node: fx.Node, pair: Pair, device: torch.device) -> tuple[Any, 
 
 
 def _weight(read: Read, name: str, shape: tuple[int, ...], device: torch.device) -> Weight:
-    def take(rows: Index | None) -> Tensor:
+    def opened() -> Rows:
         tensor = read(name)
-        return promoted((tensor if rows is None else tensor[torch.from_numpy(rows)]).to(device))
 
-    return Weight(shape, take)
+        def rows(asked: Index | None) -> Tensor:
+            part = tensor if asked is None else tensor[torch.from_numpy(asked)]
+            return promoted(part.to(device))
+
+        return rows
+
+    return Weight(shape, opened)
 
 
 def _expanded(read: Read, name: str, transform: Transform, device: torch.device) -> Weight:
-    def take(rows: Index | None) -> Tensor:
+    def opened() -> Rows:
         tensor = read(name)
         wanted = torch.float64 if tensor.is_floating_point() else None
-        return expand(tensor, transform, wanted, rows, device)
+        return lambda asked: expand(tensor, transform, wanted, asked, device)
 
-    return Weight(transform.target_shape, take)
+    return Weight(transform.target_shape, opened)
 
 
 def _parameter_error(node: fx.Node, left: Executor, right: Executor, pair: Pair) -> tuple[float, int]:
@@ -246,10 +259,11 @@ def _parameter_error(node: fx.Node, left: Executor, right: Executor, pair: Pair)
     if pair.grown is None or transform.offset or any(a.spread is not None for a in transform.axes):
         return 0.0, 0
     given = right.values[node.name]
-    wanted = _expanded(pair.source, name, transform, right.device)
+    wanted = _expanded(pair.source, name, transform, right.device).open()
+    found = given.open()
     gap = magnitude = 0.0
     for rows in row_blocks(given.shape):
-        a, b = wanted.take(rows), given.take(rows)
+        a, b = wanted(rows), found(rows)
         gap = max(gap, difference(b, a, None) * largest(a))
         magnitude = max(magnitude, largest(a))
     return gap / magnitude, 1

@@ -12,20 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.utils.checkpoint import checkpoint
 
 from surgeon.axes.maps import Index
 from surgeon.graph.capture import op_name
+from surgeon.parallel import side_by_side
 from surgeon.planning.literals import runnable
 from surgeon.rewriting.weights import row_blocks
+
+Rows = Callable[[Index | None], Tensor]
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter that is not in memory: `take` gives the asked rows of it in float64, None all."""
+    """A parameter that is not in memory: `open` reads it, and gives a function of which rows are asked
+    (None: all) that returns them in float64."""
 
     shape: tuple[int, ...]
-    take: Callable[[Index | None], Tensor]
+    open: Callable[[], Rows]
 
 
 def promoted(value: Tensor) -> Tensor:
@@ -86,7 +89,7 @@ class Executor:
 def _whole(value: Any) -> Any:
     """`value` with every parameter in it read whole."""
     if isinstance(value, Weight):
-        return value.take(None)
+        return value.open()(None)
     if isinstance(value, (list, tuple)):
         return type(value)(_whole(v) for v in value)
     return {k: _whole(v) for k, v in value.items()} if isinstance(value, dict) else value
@@ -95,29 +98,47 @@ def _whole(value: Any) -> Any:
 # ── ops that read a large parameter row by row: a layout of the same arithmetic, not a meaning of the op ──
 
 
+class _Linear(torch.autograd.Function):
+    """``x @ weight.T + bias`` in blocks of rows of the weight, which are read again to go backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+        ctx.weight, read = weight, weight.open()
+
+        def some(rows: Index | None) -> Tensor:
+            return torch.nn.functional.linear(x, read(rows), None if bias is None else _part(bias, rows))
+
+        parts = list(side_by_side(some, row_blocks(weight.shape), x.device))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,), read = gradients, ctx.weight.open()
+
+        def some(rows: Index | None) -> Tensor:
+            return _part(gradient, rows) @ read(rows)
+
+        first, *others = side_by_side(some, row_blocks(ctx.weight.shape), gradient.device)
+        return sum(others, first), None, None
+
+
+def _part(value: Tensor, rows: Index | None) -> Tensor:
+    """A block of the last axis."""
+    return value if rows is None else value[..., int(rows[0]) : int(rows[-1]) + 1]
+
+
 def _linear(x: Any, weight: Any, bias: Any = None, *_: Any) -> Tensor | None:
     if not isinstance(weight, Weight) or not isinstance(x, Tensor):
         return None
-    added = _whole(bias)
-
-    def some(x: Tensor, rows: Index | None) -> Tensor:
-        part = added if added is None or rows is None else added[int(rows[0]) : int(rows[-1]) + 1]
-        return torch.nn.functional.linear(x, weight.take(rows), part)
-
-    parts = []
-    for rows in row_blocks(weight.shape):
-        if torch.is_grad_enabled() and x.requires_grad:  # read the rows again for the backward pass
-            parts.append(checkpoint(some, x, rows, use_reentrant=False, preserve_rng_state=False))
-        else:
-            parts.append(some(x, rows))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    made: Tensor = _Linear.apply(x, weight, _whole(bias))
+    return made
 
 
 def _embedding(weight: Any, ids: Any, *_: Any) -> Tensor | None:
     if not isinstance(weight, Weight) or not isinstance(ids, Tensor):
         return None
     asked, place = ids.unique(return_inverse=True)
-    return weight.take(np.asarray(asked.cpu()))[place]
+    return weight.open()(np.asarray(asked.cpu()))[place]
 
 
 ROWWISE: Mapping[str, Callable[..., Tensor | None]] = {
