@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import ModelError, fail
@@ -26,6 +27,7 @@ SYMBOL_SIZES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063
 batch or sequence axis never passes for a channel axis."""
 
 MAX_LITERALS = 64
+NOTED = ("val", "nn_module_stack", "stack_trace")
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,13 @@ def capture(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            with _within(module, Reading()):
+            with _within(module, Reading()), _use_lazy_graph_module(True):  # no code of graphs that none runs
                 program = _export(module, tuple(args), kwargs, dynamic_shapes)
-            if not all(_is_plain(node, known) for node in program.graph.nodes):
-                program = program.run_decompositions({})
-                _drop_copies(program.graph)
+                if not all(_is_plain(node, known) for node in program.graph.nodes):
+                    program = program.run_decompositions({})
+                    _drop_copies(program.graph)
             program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
+            _forget(program.graph)
     except Exception as error:
         raise _refusal(module, error) from error
     captured = describe(program, module)
@@ -107,6 +110,12 @@ def capture(
                 help="make it once, as a buffer",
             )
     return captured
+
+
+def _forget(graph: fx.Graph) -> None:
+    """Drop what the tracer noted of each node and no one here reads: of a large model half a GiB."""
+    for node in graph.nodes:
+        node.meta = {key: node.meta[key] for key in NOTED if key in node.meta}
 
 
 def _drop_copies(graph: fx.Graph) -> None:

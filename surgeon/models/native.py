@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import ModelError, fail
+from surgeon.memory import give_back
 
 BATCH, SEQUENCE = 3, 7  # of the inputs that graphs are traced with and the proof runs on
 IMAGE_SIZE = 64  # where the config names none: the class takes any
 SIZE_LIMIT = 1 << 30
+HUGE = 1 << 26  # elements
 MAX_PARAMETERS = 200_000  # tensors; a config that asks for more has a wrong number of layers
 
 
@@ -97,6 +100,21 @@ def reason(error: BaseException) -> str:
     return lines[-1]
 
 
+class _HugeOnMeta(TorchFunctionMode):
+    """What is only allocated, and larger than any buffer, never takes memory: fused experts of one layer
+    can be more than a machine has."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.empty:
+            meta = torch.empty(*args, **{**given, "device": "meta"})
+            if meta.numel() > HUGE:
+                return meta
+        return func(*args, **given)
+
+
 @contextlib.contextmanager
 def parameters_on_meta() -> Iterator[None]:
     """Parameters become meta the moment they are registered; buffers are really computed.
@@ -118,7 +136,8 @@ def parameters_on_meta() -> Iterator[None]:
     # The one seam through which every parameter passes, whatever builds it.
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with _HugeOnMeta():
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
@@ -143,7 +162,9 @@ def build_meta(
         raise refusal(config, changes or {}, error) from error
     module.eval()
     buffers = {name: b.detach().clone() for name, b in module.named_buffers() if b.device.type != "meta"}
-    return module.to("meta"), buffers
+    module.to("meta")
+    give_back()  # what was made to be parameters
+    return module, buffers
 
 
 def _construct(config: Any, model_class: Any) -> nn.Module:

@@ -4,7 +4,6 @@ source. The tolerance is the noise that the source itself has in that dtype."""
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
+from surgeon.memory import give_back
 from surgeon.models.native import real_inputs, reason
 from surgeon.planning.plan import Plan
 from surgeon.verification.invariant import difference, expected, largest
@@ -67,7 +67,7 @@ def observe_folder(
 ) -> Observed:
     """Stock ``from_pretrained`` in the folder's dtype `own`, run in `dtype`. The weights are read anew
     whenever they are used, so that the model is never in memory as a whole."""
-    _give_back()
+    give_back()
     # The fused kernels for experts know no float64; the account of noise does not need them.
     experts = "batched_mm" if dtype == torch.float64 else None
     model, account = model_class.from_pretrained(
@@ -98,12 +98,6 @@ def told_of_stock(folder: Path) -> Iterator[None]:
             f"stock transformers cannot load and run {folder}: {name}: {said}",
             help="are all its files sound, generation_config.json too?",
         ) from error
-
-
-def _give_back() -> None:
-    """Return freed memory to the system, where the C library would keep it for itself."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def observe(
