@@ -67,7 +67,8 @@ def make(model_type: str, name: str, folder: Path) -> None:
 
     model_class = getattr(transformers, name)
     own = model_class.config_class.model_type
-    config = tiny_config(model_class.config_class, TWEAKS.get(model_type) or TWEAKS.get(own))
+    tweaks = TWEAKS.get(name) or TWEAKS.get(model_type) or TWEAKS.get(own)
+    config = tiny_config(model_class.config_class, tweaks)
     torch.manual_seed(0)
     model = model_class(config).eval()
     generator = torch.Generator().manual_seed(1)

@@ -88,6 +88,12 @@ TWEAKS: dict[str, dict[str, Any]] = {
             }
         }
     },
+    "esm": {"vocab_size": 97, "mask_token_id": 3, "pad_token_id": 0, "position_embedding_type": "rotary"},
+    "esmc": {"num_key_value_heads": 4},
+    "mpnet": {"relative_attention_num_buckets": 32},
+    "mobilebert": {"intra_bottleneck_size": 32, "true_hidden_size": 32, "embedding_size": 40},
+    "ReformerForMaskedLM": {"is_decoder": False, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 8]},
+    "neomme": {"embedding_rank": 40},
     "xlstm": {"embedding_dim": 64, "num_blocks": 2},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "dots1": {

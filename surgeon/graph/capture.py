@@ -144,7 +144,7 @@ class Reading(TorchFunctionMode):
         given = dict(kwargs or {})
         if func is torch._C._set_grad_enabled and not (args[0] or torch.is_grad_enabled()):
             return None
-        if func is torch.tensor and len(args) == 1 and not given.get("requires_grad"):
+        if func in (torch.tensor, torch.as_tensor) and len(args) == 1 and not given.get("requires_grad"):
             made = _of_numbers(args[0], given.get("dtype"), given.get("device"))
             if made is not None:
                 return made
@@ -176,6 +176,8 @@ def _of_numbers(data: Any, dtype: Any, device: Any) -> Tensor | None:
     """The tensor of a number, or of a short list of numbers; None for other data."""
     if isinstance(data, (bool, int, float)):
         return torch.full((), data, dtype=dtype, device=device)
+    if isinstance(data, (list, tuple)) and not data:  # a cache that holds nothing yet
+        return torch.zeros((0,), dtype=dtype, device=device)
     several = isinstance(data, (list, tuple)) and 0 < len(data) <= MAX_LITERALS
     if several and len({type(item) for item in data}) == 1 and isinstance(data[0], (bool, int, float)):
         return torch.stack([torch.full((), item, dtype=dtype, device=device) for item in data])
@@ -298,6 +300,18 @@ def op_name(node: fx.Node) -> str:
         namespace, name = target._schema.name.split("::")
         return f"{namespace}.{name}.{target._overloadname}"
     return getattr(target, "__name__", str(target))
+
+
+def runnable(target: Any) -> Any:
+    """The op to run for `target`. A view fits the layout in memory that it was traced with, which the op
+    before it may choose by its sizes; what is left empty to be overwritten is no value to compare."""
+    aten = torch.ops.aten
+    return {
+        aten.view.default: aten.reshape.default,
+        aten.new_empty.default: aten.new_zeros.default,
+        aten.empty.memory_format: aten.zeros.default,
+        aten.empty_like.default: aten.zeros_like.default,
+    }.get(target, target)
 
 
 def place_of(node: fx.Node) -> Place:

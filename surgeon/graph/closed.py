@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from surgeon.graph.capture import Captured, op_name
+from surgeon.graph.capture import Captured, op_name, runnable
 
 MAX_ELEMENTS = 1 << 24  # of a value that is computed before anything is planned
 
@@ -71,5 +71,4 @@ def evaluate(wanted: Iterable[fx.Node]) -> dict[str, Tensor]:
 def _run(node: fx.Node, made: dict[fx.Node, Any]) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), made.__getitem__)
     here = {k: torch.device("cpu") if isinstance(v, torch.device) else v for k, v in kwargs.items()}
-    assert callable(node.target)
-    return node.target(*args, **here)
+    return runnable(node.target)(*args, **here)

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Store
-from surgeon.graph.calls import Axes, Call, Outputs, broadcast, known_numbers, pinned_axes
+from surgeon.graph.calls import Axes, Call, Outputs, Shape, broadcast, known_numbers, pinned_axes
 
 
 def indexed(call: Call) -> list[int] | None:
@@ -110,9 +110,12 @@ def put(call: Call, store: Store) -> Outputs:
 
 
 def unfold(call: Call, store: Store) -> Outputs:
-    """Windows that slide along one axis, laid along a new last one."""
+    """Windows that slide along one axis, laid along a new last one; or patches of a picture, laid beside
+    each other, each with its positions within the channels."""
     axes, (shape,) = list(call.axes(call.args[0])), call.shapes
     assert shape is not None
+    if "kernel_size" in call.names:
+        return [_patches(call, store, axes, shape)]
     dim = call.axis_arg(call.arg("dimension"), len(axes))
     store.pin(axes[dim], "S306", "windows slide along it")
     axes[dim] = store.fresh(shape[dim], f"{call.node.name}[{dim}]")
@@ -120,6 +123,15 @@ def unfold(call: Call, store: Store) -> Outputs:
     for axis in (axes[dim], window):
         store.pin(axis, "S306", "it comes from windows that slide")
     return [(*axes, window)]
+
+
+def _patches(call: Call, store: Store, axes: list[Axis], shape: Shape) -> Axes:
+    channels = axes[-3]
+    within = store.fresh(shape[-2] // store.size(channels), f"{call.node.name}[{len(shape) - 2}]")
+    beside = store.fresh(shape[-1], f"{call.node.name}[{len(shape) - 1}]")
+    for axis in (*axes[-2:], within, beside):
+        store.pin(axis, "S304", "it is a spatial extent of a sliding window")
+    return (*axes[:-3], store.resolve((*channels, *within)), beside)
 
 
 def _positions(chosen: Any, where: list[int]) -> list[int] | None:

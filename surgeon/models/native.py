@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -161,10 +162,27 @@ def build_meta(
     except Exception as error:
         raise refusal(config, changes or {}, error) from error
     module.eval()
+    _hold_as_buffers(module)
     buffers = {name: b.detach().clone() for name, b in module.named_buffers() if b.device.type != "meta"}
     module.to("meta")
     give_back()  # what was made to be parameters
     return module, buffers
+
+
+def _hold_as_buffers(module: Any) -> None:
+    """Frozen weights that the class keeps out of its checkpoints: it makes them of its config whenever it
+    is built, so they are buffers in all but name."""
+    unsaved = getattr(module, "_keys_to_ignore_on_save", None) or ()
+    for name, parameter in list(module.named_parameters()):
+        if parameter.requires_grad or not any(re.search(pattern, name) for pattern in unsaved):
+            continue
+        path, _, last = name.rpartition(".")
+        owner = module.get_submodule(path).to_empty(device="cpu")
+        with torch.no_grad():
+            module._init_weights(owner)
+        made = getattr(owner, last).detach()
+        delattr(owner, last)
+        owner.register_buffer(last, made, persistent=False)
 
 
 def _construct(config: Any, model_class: Any) -> nn.Module:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
 from torch import fx
 
 from surgeon.axes.maps import Maps
@@ -20,18 +19,6 @@ from surgeon.graph.inference import Anatomy
 from surgeon.graph.kinds import convolution_parts, slice_bounds, split_sizes
 
 SHAPE_NAMES = ("size", "shape", "self_size")
-
-
-def runnable(target: Any) -> Any:
-    """The op to run for `target`. A view fits the layout in memory that it was traced with, which the op
-    before it may choose by its sizes; what is left empty to be overwritten is no value to compare."""
-    aten = torch.ops.aten
-    return {
-        aten.view.default: aten.reshape.default,
-        aten.new_empty.default: aten.new_zeros.default,
-        aten.empty.memory_format: aten.zeros.default,
-        aten.empty_like.default: aten.zeros_like.default,
-    }.get(target, target)
 
 
 def grown_args(node: fx.Node, anatomy: Anatomy, maps: Maps) -> tuple[tuple[Any, ...], dict[str, Any]]:

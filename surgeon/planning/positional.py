@@ -54,6 +54,10 @@ class Positional(Products):
 
     def _unfold(self, call: Call) -> Cells:
         cells = self.of(call.args[0])
+        if "kernel_size" in call.names:  # patches
+            for dim in (cells.ndim - 2, cells.ndim - 1):
+                cells = self._one_piece(cells, dim, call.node.name)
+            return np.broadcast_to(cells[..., 0], self.shape(self.axes_of(call.node.name)))
         dim = call.axis_arg(call.arg("dimension"), cells.ndim)
         cells = self._one_piece(cells, dim, call.node.name)[..., None]
         return np.broadcast_to(cells, self.shape(self.axes_of(call.node.name)))

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.graph.capture import dynamic_batch
-from surgeon.planning.literals import grown_args, runnable
+from surgeon.graph.capture import dynamic_batch, runnable
+from surgeon.planning.literals import grown_args
 from surgeon.planning.plan import Plan
 
 

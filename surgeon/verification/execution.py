@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from surgeon.axes.maps import Index
-from surgeon.graph.capture import op_name
+from surgeon.graph.capture import op_name, runnable
 from surgeon.parallel import side_by_side
-from surgeon.planning.literals import runnable
 from surgeon.rewriting.weights import row_blocks
 
 Rows = Callable[[Index | None], Tensor]
