@@ -10,12 +10,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgeon.errors import PlanError, SurgeonError, fail
-from surgeon.graph.capture import capture, dynamic_batch
+from surgeon.graph.capture import Captured, capture, dynamic_batch
 from surgeon.graph.closed import closed_nodes
 from surgeon.graph.inference import Anatomy, infer
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
-from surgeon.models.native import build_config, build_meta, example_inputs, field_value, numeric_fields
+from surgeon.models.native import (
+    build_config,
+    build_meta,
+    example_inputs,
+    field_value,
+    numeric_fields,
+    real_inputs,
+)
 from surgeon.models.source import Source, TransformersSource
 from surgeon.planning.growth import config_request, file_fields
 from surgeon.planning.native import companions, compare
@@ -62,7 +69,7 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
     stage("tracing the model")
     if isinstance(source, TransformersSource):
         module, buffers = build_meta(source.config, source.model_class)
-        captured = capture(module, (), example_inputs(module), known=known)
+        captured = _captured(module, module, known)
     else:
         module = source.module
         buffers = {name: b.detach() for name, b in module.named_buffers()}
@@ -72,6 +79,11 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
     # The class is built anew, so what it makes of numbers is made anew; a plain module's graph stays.
     closed = closed_nodes(captured) if isinstance(source, TransformersSource) else frozenset()
     return Subject(source, module, infer(captured, rules, closed), buffers, known)
+
+
+def _captured(module: nn.Module, source: nn.Module, known: frozenset[str]) -> Captured:
+    """The graph of a transformers class, on the inputs of the source."""
+    return capture(module, (), example_inputs(source), known=known, values=real_inputs(source, seed=0))
 
 
 def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = quiet) -> Surgery:
@@ -92,11 +104,15 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     fields = numeric_fields(source.config)
     extra = companions(request.changes, fields, lambda name: _moved_dims(subject, name))
     changes = {**request.changes, **extra}
-    notes = (*request.notes, *(f"config.{name} speaks of the same dim and grows along" for name in extra))
+    notes = (
+        *request.notes,
+        *(f"config.{name} speaks of the same dim and grows along" for name in extra),
+        *(f"proved for inputs on which the model finds {branch}" for branch in anatomy.captured.branches),
+    )
     stage("tracing the grown class")
     config = build_config(source.config, changes)
     grown_module, grown_buffers = build_meta(config, source.model_class, changes)
-    grown = capture(grown_module, (), example_inputs(subject.module), known=subject.known)
+    grown = _captured(grown_module, subject.module, subject.known)
     stage("planning")
     native = compare(anatomy, grown, subject.buffers, grown_buffers)
     before = {name: (read(name), value) for name, value in changes.items()}

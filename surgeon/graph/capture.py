@@ -21,6 +21,7 @@ from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import ModelError, fail
+from surgeon.graph.branches import Branches
 
 SYMBOL_SIZES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
 """What symbolic sizes stand for in the analysis: primes that no model dimension divides, so that a
@@ -28,6 +29,8 @@ batch or sequence axis never passes for a channel axis."""
 
 MAX_LITERALS = 64
 NOTED = ("val", "nn_module_stack", "stack_trace")
+
+ASSERTION = "aten._assert_async.msg"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,12 @@ class Captured:
         return list(self.program.graph.nodes)
 
     @property
+    def branches(self) -> tuple[str, ...]:
+        """What the trace took for granted of the inputs: a number, and the line of the model that asks."""
+        asserted = [node for node in self.nodes if op_name(node) == ASSERTION]
+        return tuple(dict.fromkeys(str(node.args[1]) for node in asserted))
+
+    @property
     def results(self) -> list[fx.Node]:
         """What the model returns. The graph's outputs begin with the weights and buffers that a forward
         pass rewrites."""
@@ -79,9 +88,11 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     known: Container[str] = frozenset(),
+    values: Mapping[str, Any] | None = None,
 ) -> Captured:
     """Capture `module` (in eval mode, on any device; meta is enough). `known` are the ops, by name with
-    or without overload, that have a rule and need not be taken apart.
+    or without overload, that have a rule and need not be taken apart. Where the module branches on the
+    values of its inputs, it is traced as `values` of them lead (see :mod:`surgeon.graph.branches`).
 
     Raises ModelError S210 with the place in the model where it cannot be captured.
     """
@@ -90,7 +101,7 @@ def capture(
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             with _within(module, Reading()), _use_lazy_graph_module(True):  # no code of graphs that none runs
-                program = _export(module, tuple(args), kwargs, dynamic_shapes)
+                program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
                     program = program.run_decompositions({})
                     _drop_copies(program.graph)
@@ -210,10 +221,20 @@ def dynamic_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return tuple(shape(a) for a in args) + tuple(shape(a) for a in kwargs.values())
 
 
-def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Any:
+def _export(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    values: Mapping[str, Any] | None,
+) -> Any:
     try:
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception:
+        if values is not None:
+            branches = Branches()
+            with branches.watching(module, values):
+                return torch.export.export(module, args, kwargs, strict=False)
         if dynamic_shapes is None:
             raise
         # Some models fix a length while they are traced; the class, not the graph, is then general.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Store
 from surgeon.graph.calls import Axes, Call, Outputs, broadcast, fresh_axes, pinned_axes
@@ -331,20 +332,37 @@ def convolution(call: Call, store: Store) -> Outputs:
     return [(*x[: len(x) - spatial - 1], store.resolve(channels), *tail)]
 
 
-def window(call: Call, store: Store) -> Outputs:
-    """Pooling over the last axes, as many as the op's name says (``max_pool2d``)."""
-    axes = call.axes(call.args[0])
+def pooled(call: Call) -> list[int]:
+    """The axes that a pooling reaches along: of the last ones, as many as the op's name says
+    (``max_pool2d``), those with windows of more than one position."""
+    rank = len(call.axes(call.args[0]))
     digits = re.findall(r"(\d)d", str(call.node.target))
     spatial = int(digits[0]) if digits else 1
-    for axis in axes[len(axes) - spatial :]:
-        store.pin(axis, "S304", "it is a spatial extent of a pooling window")
+    return [rank - spatial + i for i in range(spatial) if not _each_by_itself(call, i, spatial)]
+
+
+def _each_by_itself(call: Call, i: int, spatial: int) -> bool:
+    kernel, stride, padding = (call.arg(name) for name in ("kernel_size", "stride", "padding"))
+
+    def at(given: Any) -> Any:
+        several = given if isinstance(given, (list, tuple)) else [given]
+        return several[i] if len(several) == spatial else several[0] if several else None
+
+    return at(kernel) == 1 and at(stride) in (1, None) and at(padding) in (0, None)
+
+
+def window(call: Call, store: Store) -> Outputs:
+    """Pooling over the last axes; those with windows of one position go along."""
+    axes = call.axes(call.args[0])
     outputs = []
     for shape in call.shapes:
         assert shape is not None
-        tail = fresh_axes(store, shape[len(shape) - spatial :], call.node.name)
-        for axis in tail:
-            store.pin(axis, "S304", "it is a spatial extent of a pooling window")
-        outputs.append((*axes[: len(axes) - spatial], *tail))
+        out = list(axes)
+        for i in pooled(call):
+            out[i] = store.fresh(shape[i], f"{call.node.name}[{i}]")
+            for axis in (axes[i], out[i]):
+                store.pin(axis, "S304", "it is a spatial extent of a pooling window")
+        outputs.append(tuple(out))
     return outputs
 
 

@@ -13,7 +13,7 @@ from surgeon.axes.maps import NEW, Maps
 from surgeon.axes.store import Axis
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy, is_float, is_whole
-from surgeon.graph.kinds import permutation, reduced, segments, split_sizes
+from surgeon.graph.kinds import permutation, pooled, reduced, segments, split_sizes
 from surgeon.planning.cells import Drift
 from surgeon.planning.positional import Positional
 from surgeon.planning.roles import Roles
@@ -192,13 +192,16 @@ class Equations(Positional):
             axes, made = self.axes_of(call.args[0].name), self.axes_of(call.node.name)
             sizes = [tuple(self.anatomy.store.size(a) for a in several) for several in (axes, made)]
             for old, new in segments(sizes[0], sizes[1]):
-                if self._strange(axes[old], made[new]):
+                if self._product(axes[old]) != self._product(made[new]):  # in a way that was not typed
                     for i in range(len(axes))[old]:
                         cells = self._one_piece(cells, i, call.node.name)
                     shape = (*shape[: new.start], *(1,) * (new.stop - new.start), *shape[new.stop :])
             cells, shape = cells.reshape(shape), self.shape(made)
             return np.broadcast_to(cells, shape)
         return cells.reshape(shape)
+
+    def _product(self, axes: Axes) -> Axis:
+        return self.anatomy.store.resolve(tuple(factor for axis in axes for factor in axis))
 
     def _strange(self, axes: Axes, made: Axes) -> bool:
         """Whether axes come from others in a way that was not typed."""
@@ -340,9 +343,10 @@ class Equations(Positional):
         return zeros(self.of(call.args[0]).shape)
 
     def _window(self, call: Call) -> Cells:
-        shape = self.shape(self.axes_of(call.node.name))
         cells = self.of(call.args[0])
-        return np.broadcast_to(cells[tuple(slice(0, n) for n in shape)], shape)
+        for i in pooled(call):
+            cells = self._one_piece(cells, i, call.node.name)
+        return np.broadcast_to(cells, self.shape(self.axes_of(call.node.name)))
 
     def _repeat(self, call: Call) -> Cells:
         cells = self.of(call.args[0])

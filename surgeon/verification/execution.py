@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from surgeon.axes.maps import Index
-from surgeon.graph.capture import op_name, runnable
+from surgeon.errors import ModelError, fail
+from surgeon.graph.capture import ASSERTION, op_name, runnable
 from surgeon.parallel import side_by_side
 from surgeon.rewriting.weights import row_blocks
 
@@ -62,6 +63,11 @@ class Executor:
         given = fx.map_arg(args, lambda n: self.values[n.name])
         named = {k: self._promote(v) for k, v in kwargs.items()}
         named = fx.map_arg(named, lambda n: self.values[n.name])
+        if name == ASSERTION:
+            condition, said = given
+            if not condition.all():
+                raise fail(ModelError, "S212", f"the traced pass holds for other inputs only: {said}")
+            return None
         rowwise = ROWWISE.get(name)
         if rowwise is not None:
             result = rowwise(*given)
