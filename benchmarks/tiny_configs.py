@@ -137,7 +137,7 @@ def shrink(values: dict[str, Any], layers: int | None = None) -> dict[str, Any]:
 def _shrunk(name: str, value: Any, layers: int | None) -> Any:
     if isinstance(value, dict) and name == "per_layer_config":
         return {}
-    if isinstance(value, dict) and name.endswith("config"):
+    if isinstance(value, dict) and (name.endswith("config") or "model_type" in value):
         return shrink(value)
     if isinstance(value, list) and layers and len(value) == layers and layers > LAYERS:
         return _spread(value)

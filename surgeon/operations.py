@@ -39,7 +39,13 @@ from surgeon.rewriting.graph import GrownModule, export, rewrite
 from surgeon.rewriting.weights import expand
 from surgeon.subject import Stage, Subject, Surgery, examine, plan_surgery, quiet
 from surgeon.verification.coexecution import Coexecution, Pair, coexecute
-from surgeon.verification.native import WIDER, compare_stock, observe_folder, told_of_stock
+from surgeon.verification.native import (
+    WIDER,
+    compare_stock,
+    observe_folder,
+    observe_wider,
+    told_of_stock,
+)
 from surgeon.verification.report import Report
 from surgeon.verification.trainability import Asymmetry, gradient_asymmetry, watched_nodes
 
@@ -254,7 +260,7 @@ def _prove_native(
     own = dtype or _main_dtype(open_checkpoint(source_folder))
     with told_of_stock(source_folder):
         small = observe_folder(source_folder, model_class, own, own, device)
-        wide = observe_folder(source_folder, model_class, own, WIDER[own], device)
+        wide = observe_wider(source_folder, model_class, own, run.source, device)
     native = compare_stock(plan, small, wide, observe_folder(grown_folder, model_class, own, own, device))
     return Report(len(plan.anatomy.calls), run.report, native, trained, untrained)
 

@@ -105,6 +105,7 @@ def capture(
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
                     program = program.run_decompositions({})
                     _drop_copies(program.graph)
+            _name_dtypes(program.graph)
             program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
             _forget(program.graph)
     except Exception as error:
@@ -139,6 +140,15 @@ def _drop_copies(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif node.target is aten._unsafe_view.default:
             node.target = aten.view.default
+
+
+def _name_dtypes(graph: fx.Graph) -> None:
+    """A cast to the type of another tensor reads nothing of that tensor but its type."""
+    aten = torch.ops.aten
+    for node in graph.nodes:
+        if node.target is aten.type_as.default:
+            source, _ = node.args
+            node.target, node.args = aten.to.dtype, (source, node.meta["val"].dtype)
 
 
 class Reading(TorchFunctionMode):

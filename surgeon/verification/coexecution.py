@@ -80,11 +80,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Coexecution:
-    """The report, and what a backward pass through the grown graph starts from and ends at."""
+    """The report, and what a backward pass through the grown graph starts from and ends at; `source` is
+    the source's own first output."""
 
     report: ExactReport
     output: Tensor | None
     watched: Mapping[str, Tensor]
+    source: Tensor | None = None
 
 
 def coexecute(pair: Pair, device: torch.device, watched: frozenset[str] = frozenset()) -> Coexecution:
@@ -99,12 +101,14 @@ def coexecute(pair: Pair, device: torch.device, watched: frozenset[str] = frozen
     divergence: Divergence | None = None
     kept: dict[str, Tensor] = {}
     output: Tensor | None = None
+    source: Tensor | None = None
     with torch.no_grad():
         for node in nodes:
             if node.op == "output":
                 outputs = max((_error(n, left, right, plan)[0] for n in node.all_input_nodes), default=0.0)
                 results = plan.anatomy.captured.results
                 output = _first_float(right.values.get(n.name) for n in results)
+                source = _first_float(left.values.get(n.name) for n in results)
                 break
             left.values[node.name], right.values[node.name] = _step(node, pair, left, right, bool(watched))
             if node.name in watched:
@@ -125,7 +129,7 @@ def coexecute(pair: Pair, device: torch.device, watched: frozenset[str] = frozen
                     for executor in (left, right, shaken):
                         if executor is not None:
                             executor.values.pop(used.name, None)
-    return Coexecution(ExactReport(outputs, worst, tolerance, checked, divergence), output, kept)
+    return Coexecution(ExactReport(outputs, worst, tolerance, checked, divergence), output, kept, source)
 
 
 def _step(node: fx.Node, pair: Pair, left: Executor, right: Executor, graded: bool) -> tuple[Any, Any]:
