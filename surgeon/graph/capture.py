@@ -30,6 +30,19 @@ batch or sequence axis never passes for a channel axis."""
 MAX_LITERALS = 64
 NOTED = ("val", "nn_module_stack", "stack_trace")
 
+LAYERS: Mapping[type[nn.Module], str] = {
+    nn.Linear: "aten.linear",
+    nn.Conv1d: "aten.conv1d",
+    nn.Conv2d: "aten.conv2d",
+    nn.Conv3d: "aten.conv3d",
+    nn.Embedding: "aten.embedding",
+    nn.LayerNorm: "aten.layer_norm",
+    nn.RMSNorm: "aten.rms_norm",
+    nn.BatchNorm1d: "aten.batch_norm",
+    nn.BatchNorm2d: "aten.batch_norm",
+}
+"""How torch's layers read their parameters, where a trace does not show it."""
+
 ASSERTION = "aten._assert_async.msg"
 
 
@@ -44,6 +57,13 @@ class Captured:
     inputs: tuple[str, ...]  # placeholder names of the user's inputs
     aliases: Mapping[str, str]  # parameter name -> the name the graph uses for the same tensor
     shapes: Mapping[str, tuple[tuple[int, ...] | None, ...]] = field(repr=False)
+    layers: Mapping[str, str] = field(default_factory=dict, repr=False)  # parameter name -> its layer's op
+
+    @property
+    def unread(self) -> list[str]:
+        """The placeholders of parameters that the traced pass does not read, under no name of theirs."""
+        read = {self.tied_placeholder(n.name) for n in self.nodes if n.op == "placeholder" and n.users}
+        return [p for p in self.parameters if self.tied_placeholder(p) == p and p not in read]
 
     @property
     def graph(self) -> fx.Graph:
@@ -293,7 +313,18 @@ def describe(program: torch.export.ExportedProgram, module: nn.Module) -> Captur
         ),
         {name: canonical[id(parameter)] for name, parameter in named},
         {node.name: _shapes(node.meta.get("val"), symbols) for node in program.graph.nodes},
+        _layers(module),
     )
+
+
+def _layers(module: nn.Module) -> dict[str, str]:
+    """The op by which a layer of torch's own reads its parameters, by parameter name."""
+    return {
+        f"{path}.{name}" if path else name: LAYERS[type(layer)]
+        for path, layer in module.named_modules(remove_duplicate=False)
+        if type(layer) in LAYERS
+        for name, _ in layer.named_parameters(recurse=False)
+    }
 
 
 def _shapes(value: Any, symbols: dict[Any, int]) -> tuple[tuple[int, ...] | None, ...]:

@@ -48,6 +48,7 @@ class Anatomy:
     calls: Mapping[str, Call] = field(repr=False)
     refused: frozenset[str] = frozenset()  # nodes no rule could type: their axes are pinned
     closed: frozenset[str] = frozenset()  # nodes that are computed from numbers alone, as buffers are
+    rules: Mapping[str, OpRule] = field(default_factory=dict, repr=False)  # by op name
 
     @cached_property
     def nodes(self) -> Mapping[str, fx.Node]:
@@ -112,7 +113,7 @@ def infer(captured: Captured, rules: tuple[OpRule, ...], closed: frozenset[str] 
             values[node.name] = _getitem(node, values)
         elif node.op == "call_function":
             values[node.name] = _call(node, table, store, values, shapes, calls, refused)
-    return Anatomy(captured, store, values, calls, frozenset(refused), closed)
+    return Anatomy(captured, store, values, calls, frozenset(refused), closed, table)
 
 
 def _placeholder(

@@ -143,7 +143,7 @@ def plan_growth(
         config_changes or {},
         grown,
         native,
-        (*notes, *_warnings(maps, transforms, recipe)),
+        (*notes, *_unproved(anatomy, transforms), *_warnings(maps, transforms, recipe)),
     )
 
 
@@ -162,6 +162,20 @@ def _refuse_conflicts(anatomy: Anatomy, equations: Equations) -> None:
             notes=(*places[:3], *more),
             help="grow by an integer factor, grow other dims, or untie the parameters involved",
         )
+    )
+
+
+def _unproved(anatomy: Anatomy, transforms: Mapping[str, Transform]) -> tuple[str, ...]:
+    """What grows without a proof: weights that the traced pass does not read."""
+    captured = anatomy.captured
+    names = [captured.parameters[p] for p in captured.unread]
+    grown = [name for name in names if name in transforms and transforms[name].changes]
+    if not grown:
+        return ()
+    named = ", ".join(grown[:4]) + (", …" if len(grown) > 4 else "")
+    return (
+        f"{len(grown)} weights that grow are not read by the pass that is traced and proved ({named}): "
+        "they grow as their layers read them, and what they compute is not proved",
     )
 
 

@@ -130,6 +130,8 @@ def infer_roles(anatomy: Anatomy, recipe: Recipe) -> Roles:
                     firsts |= origin
             here = frozenset().union(*(value.origin.axes[a] for a in axes))
             uses.setdefault(parameter, []).append(Use(call, position, here, frozenset(firsts)))
+    for placeholder in anatomy.captured.unread:
+        consumed.setdefault(placeholder, set()).update(_summed_by_layer(anatomy, placeholder))
     for node in anatomy.captured.results:
         for given in anatomy.values.get(node.name, ()):
             if given is not None and given.origin is not None:
@@ -139,6 +141,20 @@ def infer_roles(anatomy: Anatomy, recipe: Recipe) -> Roles:
         {p: frozenset(axes) for p, axes in first.items()},
         {p: tuple(u) for p, u in uses.items()},
     )
+
+
+def _summed_by_layer(anatomy: Anatomy, placeholder: str) -> set[int]:
+    """The axes of a parameter that its layer sums over, as the rule of the layer's op has it: for
+    parameters that the traced pass does not read."""
+    name = anatomy.captured.parameters[placeholder]
+    rule = anatomy.rules.get(anatomy.captured.layers.get(name, ""))
+    if rule is None:
+        return set()
+    if rule.signature is None:
+        return {1} if name.endswith("weight") else set()  # a convolution's
+    kept = {axis for out in rule.signature.outputs for axis in out.names}
+    patterns = [a.axes for a in rule.signature.args if a.name == name.rpartition(".")[2] and a.axes]
+    return {i for axes in patterns for i, axis in enumerate(axes.names) if axis not in kept}
 
 
 Reading = tuple[str, frozenset[int]]
