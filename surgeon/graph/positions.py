@@ -5,13 +5,25 @@ What lies along such an axis is pinned; the other axes go along.
 
 from __future__ import annotations
 
+import itertools
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
 from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Store
-from surgeon.graph.calls import Axes, Call, Outputs, Shape, broadcast, known_numbers, pinned_axes
+from surgeon.graph.calls import (
+    Axes,
+    Call,
+    Outputs,
+    Shape,
+    broadcast,
+    fresh_axes,
+    known_numbers,
+    pinned_axes,
+)
 
 
 def indexed(call: Call) -> list[int] | None:
@@ -116,6 +128,8 @@ def unfold(call: Call, store: Store) -> Outputs:
     assert shape is not None
     if "kernel_size" in call.names:
         return [_patches(call, store, axes, shape)]
+    if "storage_offset" in call.names:
+        return [_strided(call, store, axes, shape)]
     dim = call.axis_arg(call.arg("dimension"), len(axes))
     store.pin(axes[dim], "S306", "windows slide along it")
     axes[dim] = store.fresh(shape[dim], f"{call.node.name}[{dim}]")
@@ -132,6 +146,52 @@ def _patches(call: Call, store: Store, axes: list[Axis], shape: Shape) -> Axes:
     for axis in (*axes[-2:], within, beside):
         store.pin(axis, "S304", "it is a spatial extent of a sliding window")
     return (*axes[:-3], store.resolve((*channels, *within)), beside)
+
+
+@dataclass(frozen=True)
+class Strided:
+    """What ``as_strided`` does to the axes of a dense tensor: `front` and `back` axes stay as they are; those
+    between are read as one row, each of the new ones in steps of so many places (`steps`)."""
+
+    front: int
+    back: int
+    steps: tuple[int, ...]
+
+
+def strided(call: Call) -> Strided:
+    """Raises AxisConflict where memory is read in a way that the axes do not tell."""
+    given = call.args[0].meta["val"]
+    old = list(zip(given.shape, given.stride(), strict=True))
+    new = list(zip(call.arg("size"), call.arg("stride"), strict=True))
+    alike = [a == b or (a[0] == b[0] == 1) for a, b in zip(old, new, strict=False)]
+    ends = [a == b or (a[0] == b[0] == 1) for a, b in zip(old[::-1], new[::-1], strict=False)]
+    front = (*alike, False).index(False)
+    for back in range(min((*ends, False).index(False), len(old) - front, len(new) - front), -1, -1):
+        row = [axis for axis in old[front : len(old) - back] if axis[0] != 1]
+        unit, length = (row[-1][1], math.prod(size for size, _ in row)) if row else (1, 1)
+        laid = all(a[1] == b[0] * b[1] for a, b in itertools.pairwise(row))
+        asked = new[front : len(new) - back]
+        reach = sum((size - 1) * step for size, step in asked)
+        if laid and not call.arg("storage_offset") and all(step % unit == 0 for _, step in asked):
+            if reach // unit < length and dense(given) is not None:
+                return Strided(front, back, tuple(step // unit for _, step in asked))
+    raise AxisConflict("its place in memory is read", ())
+
+
+def dense(given: torch.Tensor) -> list[int] | None:
+    """The axes of a tensor in the order in which they lie in memory, outermost first; None where it has
+    gaps or overlaps."""
+    order = sorted(range(given.ndim), key=lambda i: (-given.stride(i), i))
+    return order if given.permute(order).is_contiguous() else None
+
+
+def _strided(call: Call, store: Store, axes: list[Axis], shape: Shape) -> Axes:
+    read = strided(call)
+    front, back = read.front, read.back
+    made = fresh_axes(store, shape[front : len(shape) - back], call.node.name)
+    for axis in (*axes[front : len(axes) - back], *made):
+        store.pin(axis, "S306", "windows slide along it")
+    return (*axes[:front], *made, *axes[len(axes) - back :])
 
 
 def _positions(chosen: Any, where: list[int]) -> list[int] | None:

@@ -17,6 +17,7 @@ from surgeon.errors import PlanError, fail
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.kinds import convolution_parts, slice_bounds, split_sizes
+from surgeon.graph.positions import dense, strided
 
 SHAPE_NAMES = ("size", "shape", "self_size")
 
@@ -51,6 +52,8 @@ def _changed(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
             changed["sizes"] = _sizes(parts, outputs[0].axes[at : at + len(parts)], maps)
     elif kind == "repeat":
         changed.update(_repeat(call, anatomy, maps))
+    elif kind == "unfold" and "storage_offset" in call.names:
+        changed.update(_strided(call, anatomy, maps))
     elif kind == "slice":
         changed.update(_slice(call, maps))
     elif kind == "split" and "unbind" not in str(call.node.target):
@@ -88,6 +91,24 @@ def _repeat(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
         size = {"output_size": maps.target_size(out.axes[at])} if call.arg("output_size") else {}
         return {name: times[at]} | size
     return {name: times}
+
+
+def _strided(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
+    """The sizes and strides of ``as_strided``, in memory whose axes lie in the same order."""
+    (out,) = anatomy.values[call.node.name]
+    assert out is not None
+    read, given, axes = strided(call), call.args[0].meta["val"], call.axes(call.args[0])
+    order = dense(given)
+    assert order is not None
+    steps, inner = [int(step) for step in given.stride()], 1
+    for i in reversed(order):
+        if given.shape[i] != 1:
+            steps[i], inner = inner, inner * maps.target_size(axes[i])
+    last = len(axes) - read.back
+    row = [i for i in range(read.front, last) if given.shape[i] != 1]
+    between = [step * (steps[row[-1]] if row else 1) for step in read.steps]
+    strides = [*steps[: read.front], *between, *steps[last:]]
+    return {"size": _sizes(call.arg("size"), out.axes, maps), "stride": strides}
 
 
 def _slice(call: Call, maps: Maps) -> dict[str, Any]:

@@ -74,6 +74,8 @@ class Executor:
             if result is not None:
                 return result
         given, named = _whole(given), _whole(named)
+        if name == "aten.as_strided.default":
+            given = (_laid(given[0], node.args[0].meta["val"].stride()), *given[1:])
         target = runnable(node.target)
         assert callable(target)
         made = target(*(self._promote(a) for a in given), **named)
@@ -89,6 +91,11 @@ class Executor:
         if isinstance(value, torch.dtype) and value.is_complex:
             return torch.complex128
         return value
+
+
+def _laid(value: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """A tensor as the trace had it in memory, which an op before it may have chosen otherwise."""
+    return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _whole(value: Any) -> Any:
