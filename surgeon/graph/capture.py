@@ -9,10 +9,13 @@ longer than the first trace.
 from __future__ import annotations
 
 import contextlib
+import io
 import re
+import traceback
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,7 +123,9 @@ def capture(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            with _within(module, Reading()), _use_lazy_graph_module(True):  # no code of graphs that none runs
+            silent = contextlib.redirect_stderr(io.StringIO())  # where export prints its half graph
+            # Lazy: the code of graphs that none runs is not made.
+            with _within(module, Reading()), _use_lazy_graph_module(True), silent:
                 program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
                     program = program.run_decompositions({})
@@ -273,8 +278,8 @@ def _export(
 
 def _refusal(module: nn.Module, error: Exception) -> ModelError:
     text = str(error).strip() or type(error).__name__
-    place = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
-    notes = tuple(f"at {file}:{line} in {function}" for file, line, function in place[-1:])
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
+    notes = tuple(f"at {_short(f.filename)}:{f.lineno} in {f.name}: {f.line}" for f in frames[-1:])
     first = next((line for line in text.splitlines() if line.strip()), text)
     return fail(
         ModelError,
@@ -283,6 +288,16 @@ def _refusal(module: nn.Module, error: Exception) -> ModelError:
         notes=notes,
         help="torch.export must be able to trace the model: no Python branch on a tensor's values",
     )
+
+
+def _is_machinery(file: str) -> bool:
+    """Whether a file is torch's or ours, and so not the model's."""
+    path = Path(file)
+    return "torch" in path.parts or Path(__file__).parents[1] in path.parents
+
+
+def _short(file: str) -> str:
+    return "/".join(file.replace("\\", "/").split("/")[-3:])
 
 
 def describe(program: torch.export.ExportedProgram, module: nn.Module) -> Captured:
@@ -386,6 +401,5 @@ def place_of(node: fx.Node) -> Place:
     source = ""
     if frames:
         file, line = frames[-1]
-        short = "/".join(file.replace("\\", "/").split("/")[-3:])
-        source = f"{short}:{line}"
+        source = f"{_short(file)}:{line}"
     return Place(op_name(node).removesuffix(".default"), module, source)
