@@ -94,6 +94,10 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "mobilebert": {"intra_bottleneck_size": 32, "true_hidden_size": 32, "embedding_size": 40},
     "ReformerForMaskedLM": {"is_decoder": False, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 8]},
     "neomme": {"embedding_rank": 40},
+    "funnel": {"block_sizes": [1, 2], "block_repeats": [1, 1]},
+    "t5": {"decoder_start_token_id": 0},
+    "longt5": {"decoder_start_token_id": 0},
+    "encoder-decoder": {"decoder_start_token_id": 1, "pad_token_id": 0},
     "xlstm": {"embedding_dim": 64, "num_blocks": 2},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "dots1": {
