@@ -101,7 +101,7 @@ where a folder is wanted).""",
     "S210": """torch.export could not trace the model.
 Usually a Python branch on the values of a tensor. The note gives the line in the model.""",
     "S211": """surgeon does not know how to make up this model's main input.""",
-    "S212": """The model branches on the values of its inputs, and the proof's take another path than the trace.
+    "S212": """The model branches on values of its inputs, and the proof's take another path than the trace.
 What the trace took for granted is asserted in the graph; surgeon answered for the inputs and was wrong.""",
     "S220": """The class refuses the config.
 The message is the class's own. Sizes often must divide each other: grow them together.""",

@@ -172,16 +172,16 @@ def strided(call: Call) -> Strided:
         laid = all(a[1] == b[0] * b[1] for a, b in itertools.pairwise(row))
         asked = new[front : len(new) - back]
         reach = sum((size - 1) * step for size, step in asked)
-        if laid and not call.arg("storage_offset") and all(step % unit == 0 for _, step in asked):
-            if reach // unit < length and dense(given) is not None:
-                return Strided(front, back, tuple(step // unit for _, step in asked))
+        fits = all(step % unit == 0 for _, step in asked) and reach // unit < length
+        if laid and fits and not call.arg("storage_offset") and dense(given) is not None:
+            return Strided(front, back, tuple(step // unit for _, step in asked))
     raise AxisConflict("its place in memory is read", ())
 
 
 def dense(given: torch.Tensor) -> list[int] | None:
     """The axes of a tensor in the order in which they lie in memory, outermost first; None where it has
     gaps or overlaps."""
-    order = sorted(range(given.ndim), key=lambda i: (-given.stride(i), i))
+    order = sorted(range(given.ndim), key=lambda i: (-given.stride()[i], i))
     return order if given.permute(order).is_contiguous() else None
 
 
