@@ -103,6 +103,9 @@ Usually a Python branch on the values of a tensor. The note gives the line in th
     "S211": """surgeon does not know how to make up this model's main input.""",
     "S212": """The model branches on values of its inputs, and the proof's take another path than the trace.
 What the trace took for granted is asserted in the graph; surgeon answered for the inputs and was wrong.""",
+    "S213": """The graph that was traced gives other outputs than stock transformers on the same inputs.
+Dims, scales and the exact proof are read off the graph, so nothing is written. A model that draws random
+numbers, or whose path through the code depends on more than its inputs, cannot be traced once for all.""",
     "S220": """The class refuses the config.
 The message is the class's own. Sizes often must divide each other: grow them together.""",
     "S221": """The checkpoint stores tensors in another layout than the class holds them in.

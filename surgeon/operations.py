@@ -44,6 +44,7 @@ from surgeon.verification.native import (
     compare_stock,
     observe_folder,
     observe_wider,
+    refuse_other_graph,
     told_of_stock,
 )
 from surgeon.verification.report import Report
@@ -261,6 +262,7 @@ def _prove_native(
     with told_of_stock(source_folder):
         small = observe_folder(source_folder, model_class, own, own, device)
         wide = observe_wider(source_folder, model_class, own, run.source, device)
+        refuse_other_graph(small, wide, run.source)
     native = compare_stock(plan, small, wide, observe_folder(grown_folder, model_class, own, own, device))
     return Report(len(plan.anatomy.calls), run.report, native, trained, untrained)
 

@@ -3,6 +3,10 @@
 ``if mask.any():`` asks a tensor for a number that a dataless trace does not have. Where the tensor is
 computed from inputs and numbers alone, no weight among them, it is computed beside the trace on the
 inputs that the proof will run on; the trace takes that path, and an assertion in the graph says so.
+
+``for expert in chosen.nonzero():`` asks weights which path to take. It is traced for all there is to choose:
+the positions of what is true become all positions, and what is added up at them is zero where it is not.
+That this is what the model computes is for the proof to see, which holds the graph against the model.
 """
 
 from __future__ import annotations
@@ -22,16 +26,30 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 MAX_ELEMENTS = 1 << 22  # of a value that is kept beside the trace
 
-ASKED = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.tolist}
+ASKED = {
+    Tensor.item,
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
+    Tensor.__format__,
+    Tensor.tolist,
+}
+POSITIONS = {torch.nonzero, Tensor.nonzero, torch.where}
+ADDED = {torch.index_add, Tensor.index_add, Tensor.index_add_}
 RANDOM = re.compile(r"rand|normal|bernoulli|multinomial|uniform|exponential|empty|dropout")
 
 
 class Branches(TorchFunctionMode):
-    """Answers questions about values as the inputs would, with an assertion for each answer."""
+    """Answers questions about values as the inputs would, with an assertion for each answer. The last `spare`
+    rows of a choice among rows stand for nothing that could be chosen."""
 
-    def __init__(self) -> None:
+    def __init__(self, spare: int = 0) -> None:
         super().__init__()
+        self._spare = spare
         self._known: dict[int, tuple[Tensor, Tensor]] = {}  # by identity: as traced, and its value
+        self._given: set[int] = set()  # of those, what is computed from inputs
+        self._true: dict[int, tuple[Tensor, Tensor]] = {}  # positions: themselves, and what is true of them
 
     @contextlib.contextmanager
     def watching(self, module: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
@@ -43,10 +61,11 @@ class Branches(TorchFunctionMode):
                 for name, traced in given.items():
                     if isinstance(traced, Tensor) and isinstance(values.get(name), Tensor):
                         self._known[id(traced)] = traced, values[name].clone()
+                        self._given.add(id(traced))
 
         hook = module.register_forward_pre_hook(enter, with_kwargs=True)
         try:
-            with self:
+            with self, _casts_in_place():
                 yield
         finally:
             hook.remove()
@@ -57,9 +76,15 @@ class Branches(TorchFunctionMode):
         given = dict(kwargs or {})
         known = self._of(args, given)
         if func in ASKED and known is not None:
-            return self._answer(func, args[0], known[0][0])
+            return self._answer(func, args, known[0])
+        if func in POSITIONS and len(args) == 1 and _small(args[0]):
+            return self._all_positions(args[0], func is torch.where or given.get("as_tuple"))
+        if func is Tensor.__iter__:
+            return iter(self.__torch_function__(torch.unbind, types, (args[0], 0)))
+        if func in ADDED:
+            args, given = self._where_true(args, given)
         made = func(*args, **given)
-        self._follow(func, known, args, made)
+        self._follow(func, known, args, given, made)
         return made
 
     def _of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -75,15 +100,50 @@ class Branches(TorchFunctionMode):
 
         return tree_map(value, (args, kwargs))
 
-    def _answer(self, func: Any, traced: Tensor, value: Tensor) -> Any:
-        if value.numel() != 1:
-            return func(traced)
+    def _answer(self, func: Any, args: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
+        if values[0].numel() != 1:
+            return func(*args)
         with _disable_current_modes():  # beside the trace
-            answer, number = func(value), value.item()
-        torch._assert_async((traced == number).all(), f"{number} at {_where()}")
+            answer, number = func(*values), values[0].item()
+        if id(args[0]) in self._given:
+            torch._assert_async((args[0] == number).all(), f"{number} at {_where()}")
         return answer
 
-    def _follow(self, func: Any, known: tuple[Any, Any] | None, args: tuple[Any, ...], made: Any) -> None:
+    def _all_positions(self, chosen: Tensor, apart: Any) -> Any:
+        """Every position of a tensor, axis by axis, whether it is chosen or not."""
+        if chosen.ndim == 1:
+            chosen = chosen[: max(1, len(chosen) - self._spare)]
+        true = (chosen != 0).flatten()
+        columns, inner = [], chosen.numel()
+        for size in chosen.shape:
+            inner //= size
+            column = torch.arange(chosen.numel(), device=chosen.device) // inner % size
+            with _disable_current_modes():
+                value = torch.arange(chosen.numel()) // inner % size
+            self._known[id(column)], self._true[id(column)] = (column, value), (column, true)
+            columns.append(column)
+        if apart:
+            return tuple(columns)
+        return self.__torch_function__(torch.stack, (), (columns, 1))
+
+    def _where_true(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The arguments of an addition at positions, with nothing to add at those that are not chosen."""
+        names = ("self", "dim", "index", "source")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        if id(given["index"]) in self._true:
+            shape = [-1 if i == given["dim"] % given["source"].ndim else 1 for i in range(given["source"].ndim)]
+            true = self._true[id(given["index"])][1].reshape(shape)
+            given["source"] = torch.where(true, given["source"], 0.0)
+        return tuple(given.pop(name) for name in names), given
+
+    def _follow(
+        self,
+        func: Any,
+        known: tuple[Any, Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        made: Any,
+    ) -> None:
         name = getattr(func, "__name__", "")
         changes = name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__"))
         if known is None:
@@ -98,8 +158,13 @@ class Branches(TorchFunctionMode):
         with _disable_current_modes():
             found = func(*known[0], **known[1])
         values = [leaf for leaf in tree_flatten(found)[0] if isinstance(leaf, Tensor)]
+        given = any(id(leaf) in self._given for leaf in tree_flatten((args, kwargs))[0])
         for traced, value in zip(results, values, strict=True):
             self._known[id(traced)] = traced, value
+            if given:
+                self._given.add(id(traced))
+        if given and changes and isinstance(args[0], Tensor):
+            self._given.add(id(args[0]))
 
     def _forget(self, changed: Any) -> None:
         """A value that something unknown was written into, and all that share its memory."""
@@ -111,8 +176,24 @@ class Branches(TorchFunctionMode):
                 del self._known[key]
 
 
+@contextlib.contextmanager
+def _casts_in_place() -> Iterator[None]:
+    """A layer that is cast, while the model runs, to the type it has is left as it is."""
+    cast = nn.Module.to
+
+    def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        wanted = {a for a in (*args, *kwargs.values()) if a is not None}
+        return self if wanted == {p.dtype for p in self.parameters()} else cast(self, *args, **kwargs)
+
+    nn.Module.to = to  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.to = cast  # type: ignore[method-assign]
+
+
 def _small(traced: Tensor) -> bool:
-    return all(isinstance(n, int) for n in traced.shape) and traced.numel() <= MAX_ELEMENTS
+    return all(isinstance(n, int) for n in traced.shape) and 0 < traced.numel() <= MAX_ELEMENTS
 
 
 def _where() -> str:

@@ -267,13 +267,23 @@ def _export(
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception:
         if values is not None:
-            branches = Branches()
-            with branches.watching(module, values):
-                return torch.export.export(module, args, kwargs, strict=False)
+            return _export_led(module, args, kwargs, values)
         if dynamic_shapes is None:
             raise
         # Some models fix a length while they are traced; the class, not the graph, is then general.
         return torch.export.export(module, args, kwargs, strict=False)
+
+
+def _export_led(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Any]
+) -> Any:
+    """The trace that the inputs' values lead, and through all there is to choose."""
+    try:
+        with Branches().watching(module, values):
+            return torch.export.export(module, args, kwargs, strict=False)
+    except IndexError:  # one row more than experts, say, for tokens that have none
+        with Branches(spare=1).watching(module, values):
+            return torch.export.export(module, args, kwargs, strict=False)
 
 
 def _refusal(module: nn.Module, error: Exception) -> ModelError:

@@ -5,6 +5,7 @@ What lies along such an axis is pinned; the other axes go along.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from dataclasses import dataclass
@@ -72,8 +73,9 @@ def index(call: Call, store: Store) -> Outputs:
     chosen = call.arg("index") if call.arg("index") is not None else call.args[1]
     known = _positions(chosen, where)
     if known is not None:
-        axes[where[0]] = _picked(store, axes[where[0]], known)
-        return [tuple(axes)]
+        with contextlib.suppress(AxisConflict):  # single positions of a product: no piece of it
+            axes[where[0]] = _picked(store, axes[where[0]], known)
+            return [tuple(axes)]
     _fix(call, store, where)
     if _is_truth(call):
         (shape,) = call.shapes

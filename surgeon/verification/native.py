@@ -22,6 +22,7 @@ from surgeon.verification.invariant import difference, expected, largest
 from surgeon.verification.shelf import shelve
 
 NOISE_FACTOR = 4  # source and target round apart (twice), and shares such as 1/3 round once more
+TRACE_ROUNDINGS = 64  # of the source's dtype, by which its graph may differ where no wider dtype tells more
 SEEDS = (0, 1, 2)
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 
@@ -110,7 +111,24 @@ def observe_wider(
     except Exception:
         if exact is None:
             raise
-        return exact.detach().cpu()
+        return exact
+
+
+def refuse_other_graph(source: Observed, wider: Tensor, exact: Tensor | None) -> None:
+    """Raises ModelError S213 where the source's graph in float64 does not give what stock transformers does:
+    all that was inferred and proved would be of something else."""
+    if exact is None or exact.shape[1:] != source.output.shape[1:]:
+        return
+    graph = exact.detach().cpu()
+    error = difference(source.output[: len(graph)], graph, None)
+    noise = 0.0 if wider is exact else difference(source.output[: len(wider)], wider, None)
+    if error > max(NOISE_FACTOR * noise, TRACE_ROUNDINGS * torch.finfo(source.dtype).eps):
+        raise fail(
+            ModelError,
+            "S213",
+            f"the traced graph is not what the class computes: relative difference {error:.1e}",
+            help="the trace takes one path through the model; this class takes others, too",
+        )
 
 
 def observe(
@@ -136,7 +154,7 @@ def compare_stock(plan: Plan, source: Observed, wider: Tensor, grown: Observed) 
     a, b = source.output, grown.output
     wanted, mask = expected(a, name, 0, plan)
     relative = difference(b, wanted, mask)  # infinite where either holds NaN
-    noise = difference(a[: len(wider)], wider, None)
+    noise = difference(a[: len(wider)], wider.detach().cpu(), None)
     kl = top1 = None
     if a.shape == b.shape and source.has_logits:
         p, q = torch.log_softmax(a, -1), torch.log_softmax(b, -1)
