@@ -98,7 +98,11 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "t5": {"decoder_start_token_id": 0},
     "longt5": {"decoder_start_token_id": 0},
     "encoder-decoder": {"decoder_start_token_id": 1, "pad_token_id": 0},
-    "switch_transformers": {"decoder_start_token_id": 0, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    "switch_transformers": {
+        "decoder_start_token_id": 0,
+        "num_sparse_encoder_layers": 1,
+        "num_sparse_decoder_layers": 1,
+    },
     "nllb-moe": {"encoder_sparse_step": 2, "decoder_sparse_step": 2},
     "xlstm": {"embedding_dim": 64, "num_blocks": 2},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},

@@ -131,7 +131,8 @@ class Branches(TorchFunctionMode):
         names = ("self", "dim", "index", "source")
         given = dict(zip(names, args, strict=False)) | kwargs
         if id(given["index"]) in self._true:
-            shape = [-1 if i == given["dim"] % given["source"].ndim else 1 for i in range(given["source"].ndim)]
+            rank = given["source"].ndim
+            shape = [-1 if i == given["dim"] % rank else 1 for i in range(rank)]
             true = self._true[id(given["index"])][1].reshape(shape)
             given["source"] = torch.where(true, given["source"], 0.0)
         return tuple(given.pop(name) for name in names), given
@@ -185,7 +186,7 @@ def _casts_in_place() -> Iterator[None]:
         wanted = {a for a in (*args, *kwargs.values()) if a is not None}
         return self if wanted == {p.dtype for p in self.parameters()} else cast(self, *args, **kwargs)
 
-    nn.Module.to = to  # type: ignore[method-assign]
+    nn.Module.to = to  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
