@@ -169,6 +169,13 @@ It holds a lock on a hidden folder beside the output, which ends with its proces
 there has no lock, and the next run removes it.""",
     "S415": """A file of the source changed while it was read: its size, time or identity is not what it was.
 What was read of it may be half old, half new.""",
+    "S416": """--resume found the finished shards of another job beside the output.
+Two runs are of one job when recipe, source files, dtype, shard size and version of surgeon are the same.
+The message names what differs. Without --resume the shards are removed, and the job starts anew.""",
+    "S417": """One rank of a job of several failed, and so the job does.
+All ranks read the same source and write to one folder beside the output: they need one file system.""",
+    "S418": """--shard-size wants a number with a unit: 5GB, 300MB.
+Units are powers of 1000, as those of transformers are.""",
     # ── S5xx: the proof ──────────────────────────────────────────────────────────────────────
     "S501": """The two graphs, run side by side in float64, differ by more than float64 explains.
 The first node at which they part is named. The output is kept aside in DIR.not-preserved.""",

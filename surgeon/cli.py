@@ -22,6 +22,7 @@ from surgeon.errors import (
     SurgeonError,
     fail,
 )
+from surgeon.ranks import ToldElsewhere, is_first
 from surgeon.stops import Unwinding
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _settings(given: list[str] | None) -> dict[str, str]:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, quiet=not is_first())
 
 
 def _quiet_libraries() -> None:
@@ -97,42 +98,40 @@ def apply(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the source's own.")] = None,
     json_file: JsonFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what stands at --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from what a stopped run finished; leave it when stopped.")
+    ] = False,
+    shard_size: Annotated[str, typer.Option(help="Of the files written, at most.")] = "5GB",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the model's code.")
     ] = False,
 ) -> None:
     """Grow MODEL by RECIPE, write it to DIR, and prove that it computes the same function."""
-    settings = _settings(set_)
-    _run_apply(recipe, model, out, settings, device, dtype, json_file, force, trust_remote_code)
+    options = {
+        "settings": _settings(set_),
+        "device": device,
+        "dtype": dtype,
+        "force": force,
+        "resume": resume,
+        "shard_size": shard_size,
+        "trust_remote_code": trust_remote_code,
+    }
+    _run_apply(recipe, model, out, json_file, options)
 
 
-def _run_apply(
-    recipe: str,
-    model: str,
-    out: Path,
-    settings: dict[str, str],
-    device: str,
-    dtype: str | None,
-    json_file: Path | None,
-    force: bool,
-    trust_remote_code: bool,
-) -> None:
+def _run_apply(recipe: str, model: str, out: Path, json_file: Path | None, options: dict[str, Any]) -> None:
     console = _console()
     with _stages(console):
         from surgeon import operations, rendering
 
         _quiet_libraries()
-    with _telling_of(out):
+    with _telling_of(out, bool(options.get("resume"))):
         with rendering.Progress(console) as progress:
             result = operations.apply(
                 recipe,
                 model,
                 out,
-                settings=settings,
-                device=device,
-                dtype=dtype,
-                force=force,
-                trust_remote_code=trust_remote_code,
+                **options,
                 stage=progress.stage,
                 progress=progress.bytes,
                 planned=lambda plan: rendering.show_plan(console, plan),
@@ -145,7 +144,7 @@ def _run_apply(
 
 
 def _write_json(file: Path | None, content: dict[str, Any]) -> None:
-    if file is None:
+    if file is None or not is_first():
         return
     try:
         file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
@@ -302,12 +301,12 @@ def demo(
         _quiet_libraries()
     source = demonstration.find_model()
     console.print(f"$ surgeon apply {recipe} MiniLM --out {out}\n", style="bold")
-    _run_apply(recipe, str(source), out, {}, "auto", None, None, True, False)
+    _run_apply(recipe, str(source), out, None, {"force": True})
     demonstration.show_similarities(console, source, out)
 
 
 class _Stopped(Exception):
-    """A signal to stop came when the output was in place already."""
+    """A signal to stop came, and not everything is as it was before."""
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -319,13 +318,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _telling_of(out: Path) -> Iterator[None]:
-    """Raises _Stopped for KeyboardInterrupt when `out` was put in place before it."""
+def _telling_of(out: Path, resume: bool) -> Iterator[None]:
+    """Raises _Stopped for KeyboardInterrupt when `out` was put in place before it, or something is left to
+    go on from."""
     before = _identity(out)
     try:
         yield
     except KeyboardInterrupt as stop:
         if _identity(out) in (None, before):
+            if resume:
+                raise _Stopped("shards that were finished are left for --resume") from stop
             raise
         raise _Stopped(f"{out} was finished before that") from stop
 
@@ -348,6 +350,8 @@ def run(signals: Unwinding | None = None) -> int:
 
 def _tell(error: BaseException, stopped: bool) -> int:
     """Say what went wrong, and return the exit code for it."""
+    if isinstance(error, ToldElsewhere):
+        return error.exit_code
     if isinstance(error, _Stopped):
         typer.echo(f"stopped; {error}", err=True)
         return EXIT_INTERNAL

@@ -15,9 +15,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from surgeon.checkpoints.journal import Journal
 from surgeon.errors import CheckpointError, fail
 from surgeon.stops import Deferral
 
@@ -27,23 +28,32 @@ IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
-def staging(target: Path, force: bool, needed: int = 0) -> Iterator[Path]:
+def staging(
+    target: Path, force: bool, needed: int = 0, job: Mapping[str, str] | None = None
+) -> Iterator[Path]:
     """A folder beside `target` that becomes it when the block ends well, and vanishes otherwise.
 
     Parent folders made for it vanish too. Signals that stop the process wait while it is made, put in
-    place and removed. Raises CheckpointError S410 (the target exists), S411 (no room), S412 (cannot
-    write), S414 (another run is writing it).
+    place and removed. With a `job` the folder of a stopped run of the same job is taken up, and one with
+    finished shards stays where the block does not end well. Raises CheckpointError S410 (the target
+    exists), S411 (no room), S412 (cannot write), S414 (another run is writing it), S416 (what is left is
+    of another job).
     """
     shown, target = target, _absolute(target)
     made: list[Path] = []
     with Deferral() as stops:
         try:
-            _clear_leftovers(target, shown)
-            _refuse(target, shown, force)
-            made = [p for p in target.parents if not p.exists()]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _refuse_too_large(target.parent, needed)
-            folder, lock = _make(target, NEW)
+            left = _take_leftovers(target, shown, job)
+            try:
+                _refuse(target, shown, force)
+                made = [p for p in target.parents if not p.exists()]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _refuse_too_large(target.parent, needed - (_size(left[0]) if left else 0))
+                folder, lock = left or _make(target, NEW)
+            except BaseException:
+                if left:
+                    os.close(left[1])
+                raise
         except OSError as error:
             _remove_empty(made)
             raise _write_error(shown, error) from error
@@ -53,13 +63,15 @@ def staging(target: Path, force: bool, needed: int = 0) -> Iterator[Path]:
         try:
             with stops.heeded():
                 yield folder
+            Journal(folder).forget()
             put_in_place(folder, target, force or target.is_symlink(), shown)
         except OSError as error:
             if not _is_writing(error, target.parent):
                 raise
             raise _write_error(shown, error) from error
         finally:
-            _remove(folder)
+            if job is None or not Journal(folder).holds_shards:
+                _remove(folder)
             os.close(lock)
             _remove_empty(made)
 
@@ -163,9 +175,11 @@ def _make(target: Path, kind: str) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _clear_leftovers(target: Path, shown: Path) -> None:
+def _take_leftovers(target: Path, shown: Path, job: Mapping[str, str] | None) -> tuple[Path, int] | None:
     """Remove what killed runs to `target` left; of one killed between two renames, put back what stood
-    there. Raises CheckpointError S414 when one of the runs lives."""
+    there. Of a folder with finished shards of `job`, return it and the lock on it. Raises CheckpointError
+    S414 when one of the runs lives, S416 for finished shards of another job."""
+    taken: tuple[Path, int] | None = None
     pattern = re.compile(rf"\.{re.escape(target.name)}\.({NEW}|{OLD})-[a-z0-9_]{{8}}")
     names = sorted(os.listdir(target.parent)) if target.parent.is_dir() else []
     for name in names:
@@ -181,6 +195,10 @@ def _clear_leftovers(target: Path, shown: Path) -> None:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if job is not None and match[1] == NEW and taken is None and Journal(path).holds_shards:
+                Journal(path).refuse_other(job, shown)
+                taken = path, os.dup(lock)
+                continue
             if match[1] == OLD and (path / target.name).exists() and not os.path.lexists(target):
                 (path / target.name).rename(target)
             _remove(path)
@@ -196,6 +214,11 @@ def _clear_leftovers(target: Path, shown: Path) -> None:
             pass
         finally:
             os.close(lock)
+    return taken
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 # ── the last step ────────────────────────────────────────────────────────────────────────

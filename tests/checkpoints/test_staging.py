@@ -246,7 +246,7 @@ def test_two_runs_at_once_do_not_destroy_each_other(tmp_path: Path) -> None:
 def test_whoever_finishes_first_is_not_replaced_unasked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging_module, "_clear_leftovers", lambda *_: None)  # both looked, then both began
+    monkeypatch.setattr(staging_module, "_take_leftovers", lambda *_: None)  # both looked, then both began
     out = tmp_path / "out"
     with (
         pytest.raises(CheckpointError, match="out exists by now: another run finished first") as caught,

@@ -1,0 +1,178 @@
+"""A model folder grown into another that stock transformers loads: written, proved, put in place."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import surgeon
+from surgeon.checkpoints.carry import carry_files, say_grown_sizes, write_card, write_surgery
+from surgeon.checkpoints.journal import Journal
+from surgeon.checkpoints.reading import Checkpoint
+from surgeon.checkpoints.staging import set_aside, staging
+from surgeon.checkpoints.writing import Shard, shards_of, write_index, write_shards
+from surgeon.errors import CheckpointError, fail
+from surgeon.language.syntax import Program
+from surgeon.models.source import TransformersSource
+from surgeon.models.stored import StoredModel, open_stored
+from surgeon.planning.plan import Plan
+from surgeon.proof import not_preserved, prove_folders
+from surgeon.ranks import Ranks
+from surgeon.result import Result, record_of
+from surgeon.rewriting.checkpoint import GrownCheckpoint
+from surgeon.subject import Stage, Surgery
+from surgeon.verification.report import Report
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What is asked of the folder to be written."""
+
+    out: Path
+    force: bool
+    resume: bool
+    shard_bytes: int
+    dtype: torch.dtype | None  # None for each tensor's own
+    device: torch.device
+
+
+def apply_folder(
+    surgery: Surgery,
+    program: Program,
+    checkpoint: Checkpoint,
+    delivery: Delivery,
+    ranks: Ranks,
+    stage: Stage,
+    progress: Callable[[int, int], None],
+) -> Result:
+    """Write, prove and put in place a grown folder; each rank writes every `ranks.size`-th shard, the first
+    one does the rest.
+
+    Raises NotPreserved S501 and S502 when the proof fails (the output is kept aside), CheckpointError S4xx
+    for what cannot be read or written.
+    """
+    stored = open_stored(surgery.subject.module, surgery.subject.anatomy.captured.aliases, checkpoint)
+    assert surgery.module is not None
+    layout = stored.layout.of(surgery.module)
+    grown = GrownCheckpoint(stored, surgery.plan.transforms, layout, delivery.dtype, delivery.device)
+    shards = shards_of(grown.specs(), delivery.shard_bytes)
+    mine = shards[ranks.rank :: ranks.size]
+    counted = _counted(sum(shard.bytes for shard in mine), progress)
+    with ExitStack() as stack:
+
+        def begin() -> Path:
+            needed = sum(shard.bytes for shard in shards)
+            job = _job(program, checkpoint, delivery, shards)
+            folder = staging(delivery.out, delivery.force, needed, job if delivery.resume else None)
+            entered = stack.enter_context(folder)
+            Journal(entered).begin(job)
+            return entered
+
+        def write(folder: Path) -> None:
+            if not folder.is_dir():
+                raise fail(
+                    CheckpointError,
+                    "S417",
+                    f"rank {ranks.rank} does not see {folder}",
+                    help="all ranks need one file system",
+                )
+            journal = Journal(folder) if len(shards) > 1 else None
+            with checkpoint.steady():
+                write_shards(folder, mine, grown.produce, counted, journal)
+
+        (folder, *_) = ranks.agree(lambda: begin() if ranks.first else Path())
+        stage("expanding and writing")
+        ranks.agree(lambda: write(folder))
+        (finished, *_) = ranks.agree(
+            lambda: _finish(surgery, stored, delivery, folder, shards, stage) if ranks.first else None
+        )
+    assert finished is not None
+    report, notes = finished
+    return Result(surgery.plan, report, None, delivery.out, notes)
+
+
+def _counted(total: int, progress: Callable[[int, int], None]) -> Callable[[int], None]:
+    done = 0
+
+    def written(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return written
+
+
+def _job(program: Program, checkpoint: Checkpoint, delivery: Delivery, shards: list[Shard]) -> dict[str, str]:
+    """What two runs must have in common for one to go on where the other was stopped."""
+    source = sorted((s.file.name, s.size, s.modified) for s in checkpoint.stamps.values())
+    return {
+        "version of surgeon": surgeon.__version__,
+        "recipe": hashlib.sha256(repr(program).encode()).hexdigest(),
+        "source": hashlib.sha256(repr(source).encode()).hexdigest(),
+        "dtype": str(delivery.dtype),
+        "shard size": hashlib.sha256(repr(shards).encode()).hexdigest(),
+    }
+
+
+def _finish(
+    surgery: Surgery,
+    stored: StoredModel,
+    delivery: Delivery,
+    folder: Path,
+    shards: list[Shard],
+    stage: Stage,
+) -> tuple[Report, tuple[str, ...]]:
+    """All that is not weights, and the proof."""
+    plan, source = surgery.plan, surgery.subject.source
+    assert isinstance(source, TransformersSource) and source.folder is not None
+    with stored.checkpoint.steady():
+        write_index(folder, shards)
+        carried = carry_files(source.folder, folder)
+        said = say_grown_sizes(folder, carried, surgery.file_fields, plan.config_changes)
+        _write_config(source, plan, folder, delivery.dtype)
+        stage("proof: both graphs in float64")
+        report = prove_folders(
+            surgery, stored.read, source.folder, folder, delivery.dtype, delivery.device, stage
+        )
+        stored.checkpoint.refuse_changes()
+        notes = (*_notes(stored, source.model_class), *said)
+        record = record_of(surgery, report, source.name) | {"notes": notes}
+        write_surgery(folder, record)
+        write_card(folder, source.name, record)
+        if not report.preserved:
+            Journal(folder).forget()
+            raise not_preserved(report, set_aside(folder, delivery.out))
+    return report, notes
+
+
+def _notes(stored: StoredModel, model_class: Any) -> tuple[str, ...]:
+    """What the user should know about the folder written."""
+    unused = stored.unused()
+    if not unused:
+        return ()
+    named = ", ".join(unused[:4]) + (", …" if len(unused) > 4 else "")
+    return (f"left out, as {model_class.__name__} has no place for them: {len(unused)} tensors ({named})",)
+
+
+def _write_config(source: TransformersSource, plan: Plan, folder: Path, dtype: torch.dtype | None) -> None:
+    """The source's own config.json with the grown fields changed, and nothing else."""
+    content = copy.deepcopy(dict(source.content))
+    names = getattr(type(source.config), "attribute_map", {})
+    for name, (_, value) in plan.config_changes.items():
+        *parents, last = name.split(".")
+        place = content
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last if last in place else names.get(last, last)] = value
+    if dtype is not None:
+        content.pop("torch_dtype", None)
+        content["dtype"] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

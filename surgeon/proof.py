@@ -1,0 +1,92 @@
+"""The proof of a surgery: both graphs in float64, the gradients, and stock transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
+from surgeon.errors import CheckpointError, NotPreserved, fail
+from surgeon.models.native import real_inputs, reason
+from surgeon.models.source import TransformersSource
+from surgeon.planning.plan import Plan
+from surgeon.subject import Stage, Surgery
+from surgeon.verification.coexecution import Coexecution, Pair, coexecute
+from surgeon.verification.native import (
+    WIDER,
+    compare_stock,
+    observe_folder,
+    observe_wider,
+    refuse_other_graph,
+    told_of_stock,
+)
+from surgeon.verification.report import Report
+from surgeon.verification.trainability import Asymmetry, gradient_asymmetry, watched_nodes
+
+
+def prove_folders(
+    surgery: Surgery,
+    read: Callable[[str], Tensor],
+    source_folder: Path,
+    grown_folder: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    stage: Stage,
+    grown: Callable[[str], Tensor] | None = None,
+) -> Report:
+    subject, plan = surgery.subject, surgery.plan
+    assert isinstance(subject.source, TransformersSource)
+    rounded_to = main_dtype(open_checkpoint(grown_folder)) if grown is not None else None
+    inputs = real_inputs(subject.module, seed=0)
+    pair = Pair(plan, read, inputs, grown, surgery.grown_buffers, subject.buffers, rounded_to)
+    run = coexecute(pair, device, watched_nodes(plan))
+    trained, untrained = trainability(plan, run)
+    stage("proof: stock transformers")
+    model_class = subject.source.model_class
+    own = dtype or main_dtype(open_checkpoint(source_folder))
+    with told_of_stock(source_folder):
+        small = observe_folder(source_folder, model_class, own, own, device)
+        wide = observe_wider(source_folder, model_class, own, run.source, device)
+        refuse_other_graph(small, wide, run.source)
+    native = compare_stock(plan, small, wide, observe_folder(grown_folder, model_class, own, own, device))
+    return Report(len(plan.anatomy.calls), run.report, native, trained, untrained)
+
+
+def trainability(plan: Plan, run: Coexecution) -> tuple[tuple[Asymmetry, ...] | None, str | None]:
+    """How far apart the copies' gradients are, or why that is not known: an op of the user's own need
+    not have a backward."""
+    if not run.report.passed or run.output is None:
+        return None, "the exact check failed"
+    try:
+        return gradient_asymmetry(plan, run.output, run.watched), None
+    except (RuntimeError, UserWarning) as error:
+        return None, f"the backward pass failed: {reason(error)}"
+
+
+def main_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    floats: dict[torch.dtype, int] = {}
+    for entry in checkpoint.entries.values():
+        if entry.dtype in WIDER:
+            floats[entry.dtype] = floats.get(entry.dtype, 0) + entry.bytes
+    if not floats:
+        raise fail(
+            CheckpointError, "S407", f"{checkpoint.folder} holds no float32, bfloat16 or float16 weights"
+        )
+    return max(floats, key=lambda d: floats[d])
+
+
+def not_preserved(report: Report, aside: Path | None) -> NotPreserved:
+    kept = f"the output is kept aside in {aside}" if aside else None
+    if report.exact.divergence is not None:
+        d = report.exact.divergence
+        message = f"the grown model computes something else: first at {d.where}, relative error {d.error:.2e}"
+        return fail(NotPreserved, "S501", message, notes=(kept,) if kept else ())
+    assert report.native is not None
+    message = (
+        f"stock transformers sees a relative error of {report.native.relative:.2e} in {report.native.dtype}, "
+        f"where its own noise allows {report.native.tolerance:.2e}"
+    )
+    return fail(NotPreserved, "S502", message, notes=(kept,) if kept else ())

@@ -1,0 +1,119 @@
+"""The processes that share one surgery, as ``torchrun`` starts them: ranks 0 to N-1 of one job.
+
+Ranks exchange no tensors, only what became of each step, through the job's key-value store. A wait on the
+store is a loop in Python, so a signal to stop is heeded at once; a collective of a process group would
+hold it back, with a dead rank for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from surgeon.errors import CheckpointError, Diagnostic, SurgeonError
+
+T = TypeVar("T")
+POLL = 0.02  # seconds between two looks at the store
+FAREWELL = 10.0  # seconds that the first rank, which may hold the store, waits for the others to leave
+
+
+class ToldElsewhere(Exception):
+    """The first rank tells of this error; here there is nothing to add."""
+
+    def __init__(self, exit_code: int):
+        super().__init__()
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What another rank can make an error of again."""
+
+    kind: type[SurgeonError]
+    diagnostics: tuple[Diagnostic, ...]
+
+
+@dataclass
+class Ranks:
+    """This process's place among those of its job. A process alone is rank 0 of 1."""
+
+    rank: int = 0
+    size: int = 1
+    store: Any = field(default=None, repr=False)
+    _steps: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def agree(self, work: Callable[[], T]) -> list[T]:
+        """Do `work` on every rank, and return what it gave, by rank. What fails on one fails on all: the
+        first rank raises the error, the others ToldElsewhere."""
+        if self.size == 1:
+            return [work()]
+        self._steps += 1
+        try:
+            outcome: Any = (work(),)
+        except SurgeonError as error:
+            outcome = _Failure(type(error), error.diagnostics)
+        except BaseException as error:
+            said = f"rank {self.rank} failed: {type(error).__name__}: {error}"
+            self._post(_Failure(CheckpointError, (Diagnostic("S417", said),)))
+            raise
+        self._post(outcome)
+        outcomes = [pickle.loads(self._await(self._key(rank))) for rank in range(self.size)]
+        failure = next((o for o in outcomes if isinstance(o, _Failure)), None)
+        if failure is None:
+            return [given for (given,) in outcomes]
+        if self.first:
+            raise failure.kind(*failure.diagnostics)
+        raise ToldElsewhere(failure.kind.exit_code)
+
+    def _key(self, rank: int) -> str:
+        return f"surgeon/{self._steps}/{rank}"
+
+    def _post(self, outcome: Any) -> None:
+        self.store.set(self._key(self.rank), pickle.dumps(outcome))
+
+    def _await(self, key: str) -> bytes:
+        while not self.store.check([key]):
+            time.sleep(POLL)
+        return bytes(self.store.get(key))
+
+    def leave(self) -> None:
+        self.store.set(f"surgeon/left/{self.rank}", b"")
+        end = time.monotonic() + FAREWELL
+        keys = [f"surgeon/left/{rank}" for rank in range(self.size)]
+        while self.first and not self.store.check(keys) and time.monotonic() < end:
+            time.sleep(POLL)
+
+
+def local_rank() -> int:
+    """This process's number among those of its job on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_first() -> bool:
+    """Whether this process speaks for its job."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """The ranks of this process's job; itself alone where it was not started as one of several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    from torch.distributed import rendezvous
+
+    store, rank, size = next(iter(rendezvous("env://")))
+    ranks = Ranks(rank, size, store)
+    try:
+        yield ranks
+    finally:
+        ranks.leave()

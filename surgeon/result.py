@@ -1,0 +1,39 @@
+"""What a finished surgery gives back, and what is recorded of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import surgeon
+from surgeon.planning.plan import Plan
+from surgeon.subject import Surgery
+from surgeon.verification.report import Report
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished surgery: the plan, the proof, where or what the grown model is, and what to know of it."""
+
+    plan: Plan
+    report: Report
+    model: nn.Module | None = field(default=None, repr=False)
+    folder: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def record_of(surgery: Surgery, report: Report, source: str) -> dict[str, Any]:
+    """The content of ``surgery.json``."""
+    text = surgery.plan.recipe.text
+    return {
+        "surgeon": surgeon.__version__,
+        "source": source,
+        "recipe_text": text,
+        "recipe_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "plan": surgery.plan.as_dict(),
+        "proof": report.as_dict(),
+    }

@@ -1,0 +1,186 @@
+"""Interrupted runs taken up again, and runs shared by several processes: the bytes are those of one run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import surgeon
+from surgeon.checkpoints.journal import Journal, checksum_of
+from surgeon.checkpoints.staging import staging
+from surgeon.checkpoints.writing import Spec, shards_of, write_shards
+from surgeon.errors import CheckpointError
+from surgeon.operations import size_of
+
+SHARD = "40KB"
+JOB = {"recipe": "a", "source": "b"}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume") / "source"
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=48, num_attention_heads=2, num_hidden_layers=2)
+    LlamaForCausalLM(LlamaConfig(vocab_size=50, max_position_embeddings=16, **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path) -> dict[str, str]:
+    """The bytes of an undisturbed run."""
+    out = source.parent / "whole"
+    surgeon.apply("grow", source, out, shard_size=SHARD, device="cpu")
+    found = contents(out)
+    assert len([name for name in found if name.endswith(".safetensors")]) > 4
+    return found
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def command(source: Path, out: Path, *options: str) -> list[str]:
+    words = ["-m", "surgeon", "apply", "grow", str(source), "--out", str(out), "--shard-size", SHARD]
+    return [*words, "--device", "cpu", *options]
+
+
+def hidden(out: Path) -> list[Path]:
+    return list(out.parent.glob(f".{out.name}.surgeon-*"))
+
+
+def test_a_killed_run_is_gone_on_with(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, *command(source, out)], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not any(p.glob(".*.done") for p in hidden(out)):
+        time.sleep(0.001)
+    while process.poll() is None and not [d for p in hidden(out) for d in p.glob(".*.done")]:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    (left,) = hidden(out)
+    finished = {
+        p.name: p.stat().st_mtime_ns for p in left.glob("model-*") if Journal(left).is_finished(p.name)
+    }
+    assert finished
+    surgeon.apply("grow", source, out, shard_size=SHARD, device="cpu", resume=True)
+    assert contents(out) == whole
+    assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished  # not written again
+
+
+def test_what_another_job_left_is_refused_and_said(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), staging(out, False, 0, JOB) as folder:
+        write_some(folder)
+        raise KeyboardInterrupt
+    other = staging(out, False, 0, {**JOB, "source": "c"})
+    with pytest.raises(CheckpointError, match="made with another source") as caught, other:
+        raise AssertionError("not reached")
+    assert caught.value.code == "S416"
+    assert len(hidden(out)) == 1  # still there for the right one
+    with staging(out, False, 0, JOB) as again:
+        assert again == folder
+        assert Journal(again).holds_shards
+    assert [p.name for p in out.iterdir()] == ["model.safetensors"]  # the notes are gone
+
+
+def write_some(folder: Path) -> None:
+    Journal(folder).begin(JOB)
+    shards = shards_of([Spec("t", (3,), torch.float32)])
+    write_shards(folder, shards, lambda name: (torch.ones(3),), journal=Journal(folder))
+
+
+def test_without_resume_a_stopped_run_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), staging(out, False) as folder:
+        write_some(folder)
+        raise KeyboardInterrupt
+    assert not hidden(out)
+
+
+def test_a_shard_whose_bytes_changed_is_written_again(tmp_path: Path) -> None:
+    write_some(tmp_path)
+    file, journal = tmp_path / "model.safetensors", Journal(tmp_path)
+    assert journal.is_finished(file.name)
+    before = checksum_of(file)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert not journal.is_finished(file.name)
+    write_some(tmp_path)
+    assert checksum_of(file) == before
+
+
+@pytest.mark.parametrize("text", ["", "0GB", "5 apples", "-1GB", "1.5GB"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(CheckpointError, match="is no size of a shard"):
+        size_of(text)
+
+
+def test_sizes_are_those_of_transformers() -> None:
+    assert [size_of(t) for t in ("5GB", "300mb", "40 KB", "7")] == [5 * 10**9, 3 * 10**8, 40_000, 7]
+
+
+# ── several processes ────────────────────────────────────────────────────────────────────
+
+
+def ranks(arguments: list[str]) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*words, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_ranks_write_what_one_does(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    process = ranks(command(source, tmp_path / "out"))
+    said, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert said.count("Preserved.") == 1  # one rank speaks
+    assert contents(tmp_path / "out") == whole
+
+
+def test_what_one_rank_refuses_is_told_once(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    process = ranks(command(source, tmp_path / "out"))
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert errors.count("error[S410]") == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_a_rank_that_dies_ends_the_job(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = ranks(command(source, out))
+    while process.poll() is None and not hidden(out):
+        time.sleep(0.002)
+    os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
+    process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert not out.exists()
+    assert not hidden(out)
+
+
+def child_of_rank(parent: int, rank: int) -> int:
+    for entry in Path("/proc").iterdir():
+        try:
+            status = (entry / "stat").read_text().rpartition(")")[2].split()
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except (OSError, NotADirectoryError):
+            continue
+        if int(status[1]) == parent and f"RANK={rank}".encode() in environment:
+            return int(entry.name)
+    raise AssertionError("no such rank")
