@@ -101,7 +101,7 @@ where a folder is wanted).""",
     "S210": """torch.export could not trace the model.
 Usually a Python branch on the values of a tensor. The note gives the line in the model.""",
     "S211": """surgeon does not know how to make up this model's main input.""",
-    "S212": """The model branches on values of its inputs, and the proof's take another path than the trace.
+    "S212": """The model branches on the values of its inputs, and the proof's take another path than traced.
 What the trace took for granted is asserted in the graph; surgeon answered for the inputs and was wrong.""",
     "S213": """The graph that was traced gives other outputs than stock transformers on the same inputs.
 Dims, scales and the exact proof are read off the graph, so nothing is written. A model that draws random
@@ -138,7 +138,9 @@ Nothing is guessed. Write the rule in a .surgery file and `use` it from the reci
     "S314": """The axis named is several dims, or one dim is asked to grow to two sizes.""",
     "S315": """An expansion names an axis that the argument does not have, or shares out one that the op
 does not sum over. Only a sum over copies can be shared out; everything else is copied.""",
-    "S316": """A channel map would leave out a channel of the source.""",
+    "S316": """A channel of the source would have no place in the grown class.
+Many classes divide one size by another: with twice the heads and the same hidden size, each head has half
+its channels. Grow the size that is divided along.""",
     "S320": """With the grown config the class builds another graph.
 Classes decide by sizes: a projection appears where two sizes differ. Grow them together.""",
     "S321": """A tensor of the grown class has a size that no growth of dims explains.

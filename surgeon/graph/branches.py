@@ -131,8 +131,9 @@ class Branches(TorchFunctionMode):
         names = ("self", "dim", "index", "source")
         given = dict(zip(names, args, strict=False)) | kwargs
         if id(given["index"]) in self._true:
-            rank = given["source"].ndim
-            shape = [-1 if i == given["dim"] % rank else 1 for i in range(rank)]
+            shape = [
+                -1 if i == given["dim"] % given["source"].ndim else 1 for i in range(given["source"].ndim)
+            ]
             true = self._true[id(given["index"])][1].reshape(shape)
             given["source"] = torch.where(true, given["source"], 0.0)
         return tuple(given.pop(name) for name in names), given

@@ -84,7 +84,9 @@ class Anatomy:
         return graph
 
     def where(self, node: str) -> str:
-        return str(place_of(self.nodes[node])) if node in self.nodes else node
+        """A node's place in words; of a weight or buffer its name."""
+        held = self.captured.parameters.get(node) or self.captured.buffers.get(node)
+        return held or (str(place_of(self.nodes[node])) if node in self.nodes else node)
 
     def describe_pin(self, pin: Pin) -> str:
         return f"{pin.reason}: {self.where(pin.node)}" if pin.node else pin.reason

@@ -174,8 +174,8 @@ def strided(call: Call) -> Strided:
         laid = all(a[1] == b[0] * b[1] for a, b in itertools.pairwise(row))
         asked = new[front : len(new) - back]
         reach = sum((size - 1) * step for size, step in asked)
-        fits = all(step % unit == 0 for _, step in asked) and reach // unit < length
-        if laid and fits and not call.arg("storage_offset") and dense(given) is not None:
+        laid = laid and all(step % unit == 0 for _, step in asked) and reach // unit < length
+        if laid and not call.arg("storage_offset") and dense(given) is not None:
             return Strided(front, back, tuple(step // unit for _, step in asked))
     raise AxisConflict("its place in memory is read", ())
 

@@ -3,7 +3,7 @@ plain module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -16,12 +16,21 @@ from surgeon.graph.inference import Anatomy
 from surgeon.language.syntax import AxisDim, ConfigDim, Family, FileField, Grow, NamedDim, Recipe
 from surgeon.planning.roles import braces, matches
 
+Size = int | Sequence[int]
+"""What a config field says: one size, or one for each layer or piece."""
+
+
+def is_size(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(is_size(v) and isinstance(v, int) for v in value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
 
 @dataclass(frozen=True)
 class Request:
     """Config fields and what they become, with notes on names that found no field."""
 
-    changes: Mapping[str, int]
+    changes: Mapping[str, Size]
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # dim name -> its fields
     notes: tuple[str, ...] = ()
 
@@ -87,7 +96,7 @@ def config_request(
     Raises PlanError S311 for an unknown dim, S312 for a growth of some layers only, S310 for sizes.
     """
     names = family_for(model_type, families)
-    changes: dict[str, int] = {}
+    changes: dict[str, Size] = {}
     used: dict[str, tuple[str, ...]] = {}
     notes: list[str] = []
     for grow in recipe.grows:
@@ -105,23 +114,27 @@ def config_request(
                 notes.append(f"{label}: the config states no size for it; the class derives it")
                 continue
             used[label] = fields
-            sizes = {f: int(read(f)) for f in fields}
+            sizes: dict[str, Size] = {f: read(f) for f in fields}
             lead = next(iter(fields))
-            ratio = Fraction(amount(grow, sizes[lead], f"{label} ({lead})"), sizes[lead])
+            leading = sizes[lead]
+            first = leading if isinstance(leading, int) else max(leading)
+            ratio = Fraction(amount(grow, first, f"{label} ({lead})"), first)
             for name, size in sizes.items():
                 if size == 1 and len(fields) > 1:
                     notes.append(f"{name} stays 1: one head is shared by all queries")
-                    continue
-                grown = Fraction(size) * ratio
-                if grown.denominator != 1:
-                    raise fail(
-                        PlanError,
-                        "S310",
-                        f"{name}: {size} times {ratio} is not a whole number",
-                        span=grow.span,
-                    )
-                changes[name] = int(grown)
+                elif not isinstance(size, int):
+                    changes[name] = [_times(each, ratio, name, grow) for each in size]
+                else:
+                    changes[name] = _times(size, ratio, name, grow)
     return Request(changes, used, tuple(notes))
+
+
+def _times(size: int, ratio: Fraction, name: str, grow: Grow) -> int:
+    grown = size * ratio
+    if grown.denominator != 1:
+        message = f"{name}: {size} times {ratio} is not a whole number"
+        raise fail(PlanError, "S310", message, span=grow.span)
+    return int(grown)
 
 
 def _fields(
@@ -135,7 +148,7 @@ def _fields(
         return f'axis("{target.parameter}", {target.axis})', fields_of_axis(target)
     if isinstance(target, ConfigDim):
         value = read(target.field)
-        if not isinstance(value, int) or isinstance(value, bool) or target.field.endswith("_token_id"):
+        if not is_size(value) or target.field.endswith("_token_id"):
             raise fail(
                 PlanError,
                 "S311",
@@ -155,7 +168,7 @@ def _fields(
         )
     found = []
     for alternatives in names[target.name]:
-        field_name = next((f for f in alternatives if isinstance(read(f), int)), None)
+        field_name = next((f for f in alternatives if is_size(read(f))), None)
         if field_name is not None:
             found.append(field_name)
     return target.name, tuple(found)

@@ -63,10 +63,12 @@ def known_values(
     return found
 
 
-def known_maps(anatomy: Anatomy, dims: Mapping[int, Index], known: Mapping[str, Known]) -> dict[int, Index]:
-    """The maps of dims along which a known value grows: its source channels must stand in it (rotary
-    frequencies do, every n-th); the others are new."""
-    found: dict[int, Index] = {}
+def known_maps(
+    anatomy: Anatomy, dims: Mapping[int, Index], known: Mapping[str, Known]
+) -> dict[int, tuple[Index, str]]:
+    """The maps of dims along which a known value grows, each with that value in words: its source channels
+    must stand in it (rotary frequencies do, every n-th); the others are new."""
+    found: dict[int, tuple[Index, str]] = {}
     maps = Maps(anatomy.store, dims)
     for value in known.values():
         if not value.source.is_floating_point():
@@ -84,7 +86,7 @@ def known_maps(anatomy: Anatomy, dims: Mapping[int, Index], known: Mapping[str, 
                     continue
                 index = match_values(source, grown, dims[dim])
                 if index is not None and not np.array_equal(index, dims[dim]):
-                    found[dim] = index
+                    found[dim] = index, value.what
     return found
 
 

@@ -138,6 +138,8 @@ def _bound(given: int, axis: Axis, maps: Maps) -> int:
 
 def _split(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
     dim, _ = split_sizes(call, anatomy.store)
+    if not maps.grows(call.axes(call.args[0])[dim]):
+        return {}
     outputs = anatomy.values[call.node.name]
     grown = [maps.target_size(v.axes[dim]) for v in outputs if v is not None]
     for name in ("split_size", "split_sizes", "chunks"):

@@ -23,10 +23,12 @@ from surgeon.graph.closed import closed_nodes, computes, frontier
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.signatures import factors
 from surgeon.planning.cells import Drift
+from surgeon.planning.growth import Size
 from surgeon.planning.known import known_maps, known_scales, known_values
 from surgeon.planning.literals import grown_args
 
-Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+Found = tuple[int, int, str]
+"""A dim, the size it has in the grown class, and the node that tells."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class NativeGrowth:
     scales: Mapping[str, float] = field(default_factory=dict)  # of buffers and closed nodes, by node
     known: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # closed nodes, as grown
     twins: Mapping[str, str] = field(default_factory=dict, repr=False)  # source node -> grown node
+    placed: Mapping[int, str] = field(default_factory=dict)  # dims that a known value's places map, and what
 
 
 def compare(
@@ -54,18 +57,21 @@ def compare(
     closed = closed_nodes(grown) if anatomy.closed else frozenset()
     twins = _pair(anatomy, grown, closed)
     targets = _targets(anatomy, grown, twins)
+    _refuse_shrinking(anatomy, targets)
     dims: dict[int, Index] = {
         dim: clone_map(anatomy.store.sizes[dim], target)
         for dim, target in targets.items()
         if target != anatomy.store.sizes[dim]
     }
     known = known_values(anatomy, grown, twins, source_buffers, grown_buffers)
-    dims.update(known_maps(anatomy, dims, known))
+    placed = known_maps(anatomy, dims, known)
+    dims.update({dim: index for dim, (index, _) in placed.items()})
     maps = Maps(anatomy.store, dims)
     _check_shapes(anatomy, grown, twins, maps)
     drift = _drift(anatomy, grown, twins, maps)
     made = {name: value.grown for name, value in known.items() if name in anatomy.closed}
-    return NativeGrowth(maps, drift, known_scales(maps, known), made, twins)
+    whose = {dim: what for dim, (_, what) in placed.items()}
+    return NativeGrowth(maps, drift, known_scales(maps, known), made, twins, whose)
 
 
 def _pair(anatomy: Anatomy, grown: Captured, closed: frozenset[str]) -> dict[str, str]:
@@ -101,6 +107,7 @@ def _known(captured: Captured, node: fx.Node) -> str:
 def _targets(anatomy: Anatomy, grown: Captured, twins: Mapping[str, str]) -> dict[int, int]:
     """The grown size of every dim, read off axes that are that dim alone, then by division."""
     targets: dict[int, int] = {}
+    told: dict[int, str] = {}
     products: list[tuple[tuple[Any, ...], int, str]] = []
     for name, output, axes in anatomy.tensors():
         shape = grown.shapes[twins[name]][output]
@@ -108,7 +115,7 @@ def _targets(anatomy: Anatomy, grown: Captured, twins: Mapping[str, str]) -> dic
             raise fail(PlanError, "S320", "the class with the grown config computes something else")
         for axis, size in zip(axes, shape, strict=True):
             if len(axis) == 1 and isinstance(axis[0], int):
-                _settle(anatomy, targets, axis[0], size, name)
+                _settle(anatomy, targets, told, (axis[0], size, name))
             elif axis:
                 products.append((axis, size, name))
     for _ in range(3):
@@ -120,19 +127,50 @@ def _targets(anatomy: Anatomy, grown: Captured, twins: Mapping[str, str]) -> dic
                 for dim in leaves:
                     known *= targets.get(dim, 1)
                 if size % known == 0:
-                    _settle(anatomy, targets, unknown[0], size // known, name)
+                    _settle(anatomy, targets, told, (unknown[0], size // known, name))
     return targets
 
 
-def _settle(anatomy: Anatomy, targets: dict[int, int], dim: int, size: int, node: str) -> None:
+def _settle(anatomy: Anatomy, targets: dict[int, int], told: dict[int, str], found: Found) -> None:
+    """Note the size of a dim that a node of the grown class tells; `told` is who told of each first."""
+    dim, size, node = found
     if targets.setdefault(dim, size) != size:
         label = anatomy.store.labels[dim]
         raise fail(
             PlanError,
             "S321",
             f"{label} (size {anatomy.store.sizes[dim]}) would grow to {targets[dim]} and to {size}",
-            notes=(anatomy.where(node),),
-            help="these axes must grow together: name the dims that tie them too",
+            notes=(
+                f"to {targets[dim]} in {anatomy.where(told[dim])}",
+                f"to {size} in {anatomy.where(node)}",
+            ),
+            help="both are one dim in the source: grow both in one ratio, or neither",
+        )
+    told.setdefault(dim, node)
+
+
+def _refuse_shrinking(anatomy: Anatomy, targets: Mapping[int, int]) -> None:
+    """A class may keep a product and divide it anew: heads that double halve what each of them has."""
+    store = anatomy.store
+    for dim, target in targets.items():
+        if target >= store.sizes[dim]:
+            continue
+        notes: list[str] = []
+        for name in anatomy.captured.parameters.values():
+            for i, axis in enumerate(anatomy.parameter_axes(name)):
+                leaves = list(store.leaves(axis))
+                if not notes and dim in leaves and any(targets.get(d, 0) > store.sizes[d] for d in leaves):
+                    before, after = (
+                        store.show(axis, {d: str(table.get(d, store.sizes[d])) for d in leaves})
+                        for table in ({}, targets)
+                    )
+                    notes.append(f"{name}[{i}] is {before} in the source and {after} in the grown class")
+        raise fail(
+            PlanError,
+            "S316",
+            f"{store.labels[dim]} has a dim of {store.sizes[dim]} that would shrink to {target}",
+            notes=tuple(notes),
+            help="the class divides one size by another: grow the size that is divided along",
         )
 
 
@@ -220,7 +258,7 @@ def _may_drift(node: fx.Node, position: int, names: tuple[str, ...], anatomy: An
 
 
 def companions(
-    changes: Mapping[str, int],
+    changes: Mapping[str, Size],
     fields: Mapping[str, int],
     pure_dims: Callable[[str], frozenset[int]],
 ) -> dict[str, int]:
@@ -231,6 +269,8 @@ def companions(
     """
     extra: dict[str, int] = {}
     for name, target in changes.items():
+        if not isinstance(target, int):
+            continue
         rivals = [f for f, v in fields.items() if v == fields.get(name) and f not in changes and f != name]
         if not rivals:
             continue

@@ -131,7 +131,7 @@ def plan_growth(
         native.drift if native else None,
         native.scales if native else None,
     )
-    _refuse_conflicts(anatomy, equations)
+    _refuse_conflicts(anatomy, equations, native.placed if native else {})
     transforms = build_transforms(anatomy, maps, roles, equations, recipe)
     return Plan(
         recipe,
@@ -147,7 +147,9 @@ def plan_growth(
     )
 
 
-def _refuse_conflicts(anatomy: Anatomy, equations: Equations) -> None:
+def _refuse_conflicts(anatomy: Anatomy, equations: Equations, placed: Mapping[int, str]) -> None:
+    """Raise PlanError S330 for the first equation that has no solution; `placed` are the dims whose channels
+    stand where a known value of the grown class has them."""
     conflicts = equations.system.conflicts
     if not conflicts:
         return
@@ -155,6 +157,10 @@ def _refuse_conflicts(anatomy: Anatomy, equations: Equations) -> None:
     off = "" if math.isnan(first.factor) else f", off by a factor of {first.factor:.4g}"
     places = list(dict.fromkeys(anatomy.where(c.node) for c in conflicts))
     more = [f"and {len(places) - 3} more places"] if len(places) > 3 else []
+    more += [
+        f"{what} of the grown class has new channels of {anatomy.store.labels[dim]} between the source's"
+        for dim, what in list(placed.items())[:2]
+    ]
     raise PlanError(
         Diagnostic(
             "S330",

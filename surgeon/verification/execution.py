@@ -75,7 +75,8 @@ class Executor:
                 return result
         given, named = _whole(given), _whole(named)
         if name == "aten.as_strided.default":
-            given = (_laid(given[0], node.all_input_nodes[0].meta["val"].stride()), *given[1:])
+            (source,) = node.all_input_nodes
+            given = (_laid(given[0], source.meta["val"].stride()), *given[1:])
         target = runnable(node.target)
         assert callable(target)
         made = target(*(self._promote(a) for a in given), **named)

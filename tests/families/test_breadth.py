@@ -49,14 +49,41 @@ def test_hidden_ffn_and_heads_grow(name: str, tmp_path: Path) -> None:
 def test_heads_that_would_halve_are_refused(tmp_path: Path) -> None:
     make("", "BloomForCausalLM", tmp_path / "source")
     refused = attempt(tmp_path / "source", ("heads",), tmp_path / "grown")
-    assert refused["code"] == "S330"
+    assert refused["code"] == "S316"
+    assert "is 4·(1 ++ 1 ++ 1)·16 in the source and 8·(1 ++ 1 ++ 1)·8 in the grown class" in refused["text"]
     assert not (tmp_path / "grown").exists()
 
 
 def test_positions_that_depend_on_the_width_are_refused(tmp_path: Path) -> None:
-    """Sinusoids of twice the width hold the source's at every second place; between them would be new
-    channels, which the norms over the same dim cannot have."""
+    """Sinusoids of twice the width have others between the source's, and a norm reads them all."""
     make("", "CTRLLMHeadModel", tmp_path / "source")
+    refused = attempt(tmp_path / "source", ("hidden",), tmp_path / "grown")
+    assert refused["code"] == "S330"
+    assert "its buffer transformer.pos_encoding of the grown class has new channels" in refused["text"]
+
+
+def test_what_the_trace_leaves_out_is_told_and_grows_as_its_layers_read_it(tmp_path: Path) -> None:
+    """Longformer asks its inputs whether any token attends to all; the proof's do not. The weights of the
+    other path are held against stock transformers here, on inputs that take it."""
+    make("", "LongformerForMaskedLM", tmp_path / "source")
+    found = attempt(tmp_path / "source", TOGETHER, tmp_path / "grown")
+    assert "exact" in found, found
+    taken, unread = found["notes"]
+    assert "False at models/longformer/modeling_longformer.py" in taken
+    assert "query_global" in unread
+    ids = torch.randint(4, 97, (2, 8), generator=torch.Generator().manual_seed(0))
+    everywhere = torch.zeros_like(ids).index_fill(1, torch.tensor([0, 5]), 1)
+    seen = {}
+    for folder in ("source", "grown"):
+        model = transformers.LongformerForMaskedLM.from_pretrained(tmp_path / folder, dtype=torch.float64)
+        with torch.no_grad():
+            seen[folder] = model(ids, global_attention_mask=everywhere).logits
+            assert (model(ids).logits - seen[folder]).abs().max() > 0.1
+    torch.testing.assert_close(seen["grown"], seen["source"], rtol=0, atol=2e-6)
+
+
+def test_a_fourier_transform_over_a_dim_refuses_it(tmp_path: Path) -> None:
+    make("", "FNetForMaskedLM", tmp_path / "source")
     refused = attempt(tmp_path / "source", ("hidden",), tmp_path / "grown")
     assert refused["code"] == "S330"
     assert "not all copied equally often" in refused["text"]
