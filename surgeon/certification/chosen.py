@@ -160,6 +160,16 @@ TABLE: dict[str, list[Case]] = {
     "aten.index_add": [(lambda x, y: aten.index_add.default(x, 0, IDS[0], y), ((4, 3), (3, 3)))],
     "aten.index_copy": [(lambda x, y: aten.index_copy.default(x, -1, IDS[0], y), ((2, 4), (2, 3)))],
     "aten.unfold": _calls(aten.unfold.default, ((2, 6), (1, 3, 1)), ((6, 2, 3), (0, 2, 2))),
+    "aten.im2col": _calls(
+        aten.im2col.default,
+        ((2, 3, 5, 4), ([3, 1], [1, 1], [1, 0], [1, 1])),
+        ((2, 4, 5, 4), ([2, 2], [1, 1], [0, 0], [2, 1])),
+    ),
+    "aten.as_strided": _calls(
+        aten.as_strided.default,
+        ((3, 6, 4), ([3, 3, 4, 4], [24, 8, 4, 1])),
+        ((3, 2, 4, 2), ([3, 3, 4, 2], [16, 4, 2, 1])),
+    ),
     "aten.index_select": [
         (lambda x, i: aten.index_select.default(x, 0, i), ((3, 4), IDS[0])),
         (lambda x, i: aten.index_select.default(x, -1, i), ((4, 3), IDS[0])),

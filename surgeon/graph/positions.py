@@ -218,6 +218,8 @@ def worked(call: Call) -> list[int]:
     """The axes that an op like a sort or a running sum works along."""
     given = call.arg("dims") if "dims" in call.names else call.arg("dim", -1)
     rank = len(call.axes(call.args[0]))
+    if given is None:
+        return list(range(rank))
     return [call.axis_arg(d, rank) for d in (given if isinstance(given, (list, tuple)) else [given])]
 
 

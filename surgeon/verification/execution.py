@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from surgeon.axes.maps import Index
 from surgeon.errors import ModelError, fail
 from surgeon.graph.capture import ASSERTION, op_name, runnable
-from surgeon.parallel import side_by_side
+from surgeon.graph.positions import dense
 from surgeon.rewriting.weights import row_blocks
 
 Rows = Callable[[Index | None], Tensor]
@@ -76,7 +76,7 @@ class Executor:
         given, named = _whole(given), _whole(named)
         if name == "aten.as_strided.default":
             (source,) = node.all_input_nodes
-            given = (_laid(given[0], source.meta["val"].stride()), *given[1:])
+            given = (_laid(given[0], source.meta["val"]), *given[1:])
         target = runnable(node.target)
         assert callable(target)
         made = target(*(self._promote(a) for a in given), **named)
@@ -94,9 +94,14 @@ class Executor:
         return value
 
 
-def _laid(value: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """A tensor as the trace had it in memory, which an op before it may have chosen otherwise."""
-    return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)
+def _laid(value: Tensor, traced: Tensor) -> Tensor:
+    """A tensor with its axes in the order in which the trace had them in memory: an op before it may have
+    chosen another."""
+    order = dense(traced)
+    if order is None:
+        return value
+    back = [order.index(i) for i in range(len(order))]
+    return value.permute(order).contiguous().permute(back)
 
 
 def _whole(value: Any) -> Any:
