@@ -17,6 +17,7 @@ from surgeon.axes.maps import Index
 from surgeon.errors import ModelError, fail
 from surgeon.graph.capture import ASSERTION, op_name, runnable
 from surgeon.graph.positions import dense
+from surgeon.parallel import side_by_side
 from surgeon.rewriting.weights import row_blocks
 
 Rows = Callable[[Index | None], Tensor]

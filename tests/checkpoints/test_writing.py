@@ -81,7 +81,8 @@ def test_few_blocks_at_a_time_are_in_memory(tmp_path: Path) -> None:
 
     def produce(name: str) -> Iterator[torch.Tensor]:
         for _ in range(10):
-            assert sum(ref() is not None for ref in alive) <= BLOCKS_UNDER_WAY
+            # One more may be written and not yet let go of by the thread that wrote it.
+            assert sum(ref() is not None for ref in alive) <= BLOCKS_UNDER_WAY + 1
             tensor = torch.full((10, 3), len(alive))
             alive.append(weakref.ref(tensor))
             yield tensor

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from coverage import TOGETHER, attempt, make
