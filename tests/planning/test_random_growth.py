@@ -134,7 +134,7 @@ def test_the_oracle_sees_a_wrong_weight(monkeypatch: pytest.MonkeyPatch) -> None
     recipe = DrawnRecipe((Growth("p0", 0, "by 2"),), ("spread linear with uneven(1, 2)",))
     module = Drawn(blueprint, 0)
     assert check(module, recipe).word == "grown"
-    right = surgeon.operations.expand
-    monkeypatch.setattr(surgeon.operations, "expand", lambda *given: right(*given) * (1 + 1e-8))
+    right = module_surgery.expand
+    monkeypatch.setattr(module_surgery, "expand", lambda *given: right(*given) * (1 + 1e-8))
     with pytest.raises(AssertionError, match="another function"):
         check(module, recipe)
