@@ -57,12 +57,11 @@ def test_heads_that_would_halve_are_refused(tmp_path: Path) -> None:
 
 
 def test_positions_that_depend_on_the_width_are_refused(tmp_path: Path) -> None:
-    """Sinusoids of twice the width hold the source's at every second place; between them would be new
-    channels, which the norms over the same dim cannot have."""
+    """Sinusoids of twice the width have others between the source's, and a norm reads them all."""
     make("", "CTRLLMHeadModel", tmp_path / "source")
     refused = attempt(tmp_path / "source", ("hidden",), tmp_path / "grown")
     assert refused["code"] == "S330"
-    assert "not all copied equally often" in refused["text"]
+    assert "its buffer transformer.pos_encoding of the grown class has new channels" in refused["text"]
 
 
 def test_what_the_trace_leaves_out_is_told_and_grows_as_its_layers_read_it(tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from surgeon import module_surgery
+
 sys.path.insert(0, str(Path(__file__).parent))
 from drawn_modules import blueprints
 from drawn_ops import Blueprint, Drawn, Step, inputs_for
 from drawn_recipes import DrawnRecipe, Growth, recipes
 from oracle import as_tuple, attempt, check
 
-import surgeon.operations
 import surgeon.subject
 
 HUNT = int(os.environ.get("SURGEON_HUNT", "0"))
