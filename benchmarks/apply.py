@@ -75,7 +75,8 @@ ROUNDS = 3  # medians are printed
 def part(name: str, source: Path, out: Path) -> dict[str, float]:
     """Run one part of this file in a process of its own."""
     command = [sys.executable, __file__, "--part", name, str(source), str(out)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # as the command line has it
+    text = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return json.loads(text.splitlines()[-1])
 
 
