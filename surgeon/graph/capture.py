@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.export.graph_signature import OutputKind, OutputSpec
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import ModelError, fail
@@ -93,16 +93,23 @@ class Captured:
     def results(self) -> list[fx.Node]:
         """What the model returns. The graph's outputs begin with the weights and buffers that a forward
         pass rewrites."""
-        returned = set(self.program.graph_signature.user_outputs)
-        return [node for node in self.nodes[-1].all_input_nodes if node.name in returned]
+        return list(
+            dict.fromkeys(node for spec, node in self._outputs if spec.kind is OutputKind.USER_OUTPUT)
+        )
 
     @property
     def rewritten(self) -> dict[str, str]:
         """Node name to placeholder, for what the forward pass puts in place of a weight or buffer."""
-        signature = self.program.graph_signature
-        names = {**signature.buffers_to_mutate, **signature.parameters_to_mutate}
         places = {name: p for table in (self.parameters, self.buffers) for p, name in table.items()}
-        return {node: places[name] for node, name in names.items() if name in places}
+        return {node.name: places[spec.target] for spec, node in self._outputs if spec.target in places}
+
+    @property
+    def _outputs(self) -> list[tuple[OutputSpec, fx.Node]]:
+        """By place: the names that the signature knows change where copies are dropped."""
+        (returned,) = self.nodes[-1].args
+        assert isinstance(returned, (list, tuple))
+        specs = zip(self.program.graph_signature.output_specs, returned, strict=True)
+        return [(spec, node) for spec, node in specs if isinstance(node, fx.Node)]
 
 
 def capture(
@@ -127,10 +134,10 @@ def capture(
             # Lazy: the code of graphs that none runs is not made.
             with _within(module, Reading()), _use_lazy_graph_module(True), silent:
                 program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
-                if not all(_is_plain(node, known) for node in program.graph.nodes):
-                    program = program.run_decompositions({})
-                    _drop_copies(program.graph)
             _name_dtypes(program.graph)
+            if not all(_is_plain(node, known) for node in program.graph.nodes):
+                program = program.run_decompositions({})
+                _drop_copies(program.graph)
             program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
             _forget(program.graph)
     except Exception as error:
