@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind, OutputSpec
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import ModelError, fail
@@ -134,10 +135,10 @@ def capture(
             # Lazy: the code of graphs that none runs is not made.
             with _within(module, Reading()), _use_lazy_graph_module(True), silent:
                 program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
-            _name_dtypes(program.graph)
-            if not all(_is_plain(node, known) for node in program.graph.nodes):
-                program = program.run_decompositions({})
-                _drop_copies(program.graph)
+                _name_dtypes(program.graph)
+                if not all(_is_plain(node, known) for node in program.graph.nodes):
+                    program = program.run_decompositions({})
+                    _drop_copies(program.graph)
             program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
             _forget(program.graph)
     except Exception as error:
