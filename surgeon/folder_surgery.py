@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,10 @@ from surgeon.models.stored import StoredModel, open_stored
 from surgeon.planning.plan import Plan
 from surgeon.proof import not_preserved, prove_folders
 from surgeon.ranks import Ranks
-from surgeon.result import Result, record_of
+from surgeon.result import Delivery, Result, record_of
 from surgeon.rewriting.checkpoint import GrownCheckpoint
 from surgeon.subject import Stage, Surgery
 from surgeon.verification.report import Report
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What is asked of the folder to be written."""
-
-    out: Path
-    force: bool
-    resume: bool
-    shard_bytes: int
-    dtype: torch.dtype | None  # None for each tensor's own
-    device: torch.device
 
 
 def apply_folder(
@@ -60,7 +47,8 @@ def apply_folder(
     for what cannot be read or written.
     """
     stored = open_stored(surgery.subject.module, surgery.subject.anatomy.captured.aliases, checkpoint)
-    assert surgery.module is not None
+    assert surgery.module is not None and delivery.out is not None
+    out = delivery.out
     layout = stored.layout.of(surgery.module)
     grown = GrownCheckpoint(stored, surgery.plan.transforms, layout, delivery.dtype, delivery.device)
     shards = shards_of(grown.specs(), delivery.shard_bytes)
@@ -69,14 +57,14 @@ def apply_folder(
     with ExitStack() as stack:
 
         def begin() -> Path:
-            needed = sum(shard.bytes for shard in shards)
             job = _job(program, checkpoint, delivery, shards)
-            folder = staging(delivery.out, delivery.force, needed, job if delivery.resume else None)
-            entered = stack.enter_context(folder)
-            Journal(entered).begin(job)
-            return entered
+            needed = sum(shard.bytes for shard in shards)
+            staged = staging(out, delivery.force, needed, job if delivery.resume else None)
+            folder = stack.enter_context(staged)
+            Journal(folder).begin(job)
+            return folder
 
-        def write(folder: Path) -> None:
+        def write() -> None:
             if not folder.is_dir():
                 raise fail(
                     CheckpointError,
@@ -88,15 +76,13 @@ def apply_folder(
             with checkpoint.steady():
                 write_shards(folder, mine, grown.produce, counted, journal)
 
-        (folder, *_) = ranks.agree(lambda: begin() if ranks.first else Path())
+        folder = ranks.from_first(begin)
         stage("expanding and writing")
-        ranks.agree(lambda: write(folder))
-        (finished, *_) = ranks.agree(
-            lambda: _finish(surgery, stored, delivery, folder, shards, stage) if ranks.first else None
+        ranks.agree(write)
+        report, notes = ranks.from_first(
+            lambda: _finish(surgery, stored, delivery, out, folder, shards, stage)
         )
-    assert finished is not None
-    report, notes = finished
-    return Result(surgery.plan, report, None, delivery.out, notes)
+    return Result(surgery.plan, report, None, out, notes)
 
 
 def _counted(total: int, progress: Callable[[int, int], None]) -> Callable[[int], None]:
@@ -126,6 +112,7 @@ def _finish(
     surgery: Surgery,
     stored: StoredModel,
     delivery: Delivery,
+    out: Path,
     folder: Path,
     shards: list[Shard],
     stage: Stage,
@@ -149,7 +136,7 @@ def _finish(
         write_card(folder, source.name, record)
         if not report.preserved:
             Journal(folder).forget()
-            raise not_preserved(report, set_aside(folder, delivery.out))
+            raise not_preserved(report, set_aside(folder, out))
     return report, notes
 
 

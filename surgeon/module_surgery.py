@@ -13,7 +13,7 @@ from surgeon.checkpoints.staging import set_aside, staging
 from surgeon.checkpoints.writing import Spec, write_checkpoint
 from surgeon.models.source import ModuleSource
 from surgeon.proof import not_preserved, trainability
-from surgeon.result import Result, record_of
+from surgeon.result import Delivery, Result, record_of
 from surgeon.rewriting.graph import GrownModule, export, rewrite
 from surgeon.rewriting.weights import expand
 from surgeon.subject import Stage, Surgery
@@ -26,14 +26,12 @@ def _on(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def apply_module(
-    surgery: Surgery, device: torch.device, out: Path | None, force: bool, stage: Stage
-) -> Result:
-    """Grow and prove a plain module; with `out` write its weights and ``model.pt2`` there.
+def apply_module(surgery: Surgery, delivery: Delivery, stage: Stage) -> Result:
+    """Grow and prove a plain module; where a folder is asked for, write its weights and ``model.pt2`` there.
 
     Raises NotPreserved S501 when the proof fails, CheckpointError S4xx where it cannot be written.
     """
-    subject, plan = surgery.subject, surgery.plan
+    subject, plan, device, out = surgery.subject, surgery.plan, delivery.device, delivery.out
     source = subject.source
     assert isinstance(source, ModuleSource)
     state = dict(source.module.named_parameters(remove_duplicate=False)) | dict(source.module.named_buffers())
@@ -48,7 +46,7 @@ def apply_module(
     args = tuple(_on(v, device) for v in inputs.values())
     if out is not None:
         stage("writing")
-        _write_module(surgery, report, module, out, force, args)
+        _write_module(surgery, report, module, out, delivery.force, args)
     if not report.preserved:
         raise not_preserved(report, None)
     return Result(plan, report, module, out)

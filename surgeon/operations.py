@@ -13,7 +13,7 @@ from torch import nn
 from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
 from surgeon.checkpoints.staging import refuse_existing, refuse_source
 from surgeon.errors import CheckpointError, LanguageError, ModelError, fail
-from surgeon.folder_surgery import Delivery, apply_folder
+from surgeon.folder_surgery import apply_folder
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
 from surgeon.language.syntax import Program, Recipe
@@ -29,8 +29,8 @@ from surgeon.module_surgery import apply_module
 from surgeon.planning.native import compare
 from surgeon.planning.plan import Plan, plan_growth
 from surgeon.proof import main_dtype, prove_folders
-from surgeon.ranks import joined, local_rank
-from surgeon.result import Result
+from surgeon.ranks import Ranks, joined, local_rank
+from surgeon.result import Delivery, Result
 from surgeon.subject import Stage, Subject, Surgery, examine, plan_surgery, quiet
 from surgeon.verification.report import Report
 
@@ -43,13 +43,11 @@ def device_of(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise fail(ModelError, "S230", "no CUDA device is to be had here", help="use --device cpu")
-    if name not in ("cpu", "cuda"):
+    if name == "cuda":
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
+    if name != "cpu":
         raise fail(ModelError, "S230", f"unknown device {name}", expected="auto, cpu or cuda")
-    return (
-        torch.device("cuda", local_rank() % torch.cuda.device_count())
-        if name == "cuda"
-        else torch.device(name)
-    )
+    return torch.device("cpu")
 
 
 def _source(model: Any, example_inputs: tuple[Any, ...] | None, trust: bool = False) -> Source:
@@ -113,38 +111,40 @@ def apply(
 
     Raises NotPreserved S501 when the proof fails (the output is kept aside), SurgeonError otherwise.
     """
-    where = device_of(device)
-    program, chosen = _read(recipe, settings, None)
+    target = Path(out) if out is not None else None
 
-    def prepared() -> tuple[Surgery, Checkpoint | None]:
+    def prepared(ranks: Ranks) -> tuple[Program, Surgery, Checkpoint | None, Delivery]:
+        """All that can be refused before anything is written, the cheapest first."""
+        delivery = Delivery(target, force, resume, size_of(shard_size), _dtype(dtype), device_of(device))
+        program, chosen = _read(recipe, settings, None)
         source = _source(model, example_inputs, trust_remote_code)
-        checkpoint = _weights(source, out)
-        if out is not None:
-            refuse_existing(Path(out), force)
-        return plan_surgery(examine(source, program, stage), chosen, program, stage), checkpoint
+        checkpoint = _weights(source, target)
+        if checkpoint is None and ranks.size > 1:
+            raise fail(ModelError, "S209", "a plain module is grown by one process, not by several")
+        if target is not None:
+            refuse_existing(target, force)
+        return (
+            program,
+            plan_surgery(examine(source, program, stage), chosen, program, stage),
+            checkpoint,
+            delivery,
+        )
 
     with joined() as ranks:
-        held: list[tuple[Surgery, Checkpoint | None]] = []
-        ranks.agree(lambda: held.append(prepared()))
-        ((surgery, checkpoint),) = held
+        program, surgery, checkpoint, delivery = ranks.agree(lambda: prepared(ranks))
         planned(surgery.plan)
-        target = Path(out) if out is not None else None
         if checkpoint is None:
-            if ranks.size > 1:
-                raise fail(ModelError, "S209", "a plain module is grown by one process, not by several")
-            return apply_module(surgery, where, target, force, stage)
-        assert target is not None
-        delivery = Delivery(target, force, resume, size_of(shard_size), _dtype(dtype), where)
+            return apply_module(surgery, delivery, stage)
         return apply_folder(surgery, program, checkpoint, delivery, ranks, stage, progress)
 
 
-def _weights(source: Source, out: str | Path | None) -> Checkpoint | None:
+def _weights(source: Source, out: Path | None) -> Checkpoint | None:
     """The checkpoint of a transformers model, once it is clear that it can be grown; None for a module."""
     if not isinstance(source, TransformersSource):
         return None
     if source.folder is None or out is None:
         raise fail(ModelError, "S209", f"{source.name}: there are no weights to grow, or nowhere to put them")
-    refuse_source(Path(out), source.folder)
+    refuse_source(out, source.folder)
     checkpoint = open_checkpoint(source.folder)
     refuse_quantised(source)
     main_dtype(checkpoint)

@@ -37,6 +37,16 @@ def prove_folders(
     stage: Stage,
     grown: Callable[[str], Tensor] | None = None,
 ) -> Report:
+    """All parts of the proof for two model folders.
+
+    Args:
+        read: a source parameter by name.
+        dtype: that the grown folder was written in; None for the source's own.
+        grown: a grown parameter by name; by default the source's, expanded by the plan.
+
+    Raises ModelError S213 where the traced graph is not what stock transformers computes, S222 where it
+    fails on the source.
+    """
     subject, plan = surgery.subject, surgery.plan
     assert isinstance(subject.source, TransformersSource)
     rounded_to = main_dtype(open_checkpoint(grown_folder)) if grown is not None else None
@@ -49,9 +59,11 @@ def prove_folders(
     own = dtype or main_dtype(open_checkpoint(source_folder))
     with told_of_stock(source_folder):
         small = observe_folder(source_folder, model_class, own, own, device)
-        wide = observe_wider(source_folder, model_class, own, run.source, device)
-        refuse_other_graph(small, wide, run.source)
-    native = compare_stock(plan, small, wide, observe_folder(grown_folder, model_class, own, own, device))
+        wide = observe_wider(source_folder, model_class, own, device)
+        if run.source is not None:
+            refuse_other_graph(small, wide, run.source)
+    grown_seen = observe_folder(grown_folder, model_class, own, own, device)
+    native = compare_stock(plan, small, wide, run.source, grown_seen)
     return Report(len(plan.anatomy.calls), run.report, native, trained, untrained)
 
 
@@ -67,6 +79,8 @@ def trainability(plan: Plan, run: Coexecution) -> tuple[tuple[Asymmetry, ...] | 
 
 
 def main_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The floating dtype of most of a checkpoint's bytes. Raises CheckpointError S407 for a checkpoint
+    without weights in one that surgeon grows."""
     floats: dict[torch.dtype, int] = {}
     for entry in checkpoint.entries.values():
         if entry.dtype in WIDER:
@@ -79,6 +93,7 @@ def main_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def not_preserved(report: Report, aside: Path | None) -> NotPreserved:
+    """The error that tells of a failed proof, S501 or S502; `aside` is where the output is kept."""
     kept = f"the output is kept aside in {aside}" if aside else None
     if report.exact.divergence is not None:
         d = report.exact.divergence

@@ -51,9 +51,20 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
-    def agree(self, work: Callable[[], T]) -> list[T]:
-        """Do `work` on every rank, and return what it gave, by rank. What fails on one fails on all: the
-        first rank raises the error, the others ToldElsewhere."""
+    def agree(self, work: Callable[[], T]) -> T:
+        """Do `work` on every rank, and return what it gave here. What fails on one fails on all: the first
+        rank raises the error, the others ToldElsewhere."""
+        held: list[T] = []
+        self._outcomes(lambda: held.append(work()))
+        return held[0]
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """Do `work` on the first rank, and return what it gave on all. What fails there fails everywhere."""
+        outcome: T = self._outcomes(lambda: work() if self.first else None)[0]
+        return outcome
+
+    def _outcomes(self, work: Callable[[], Any]) -> list[Any]:
+        """What `work` gave, by rank."""
         if self.size == 1:
             return [work()]
         self._steps += 1
@@ -98,15 +109,20 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def is_alone() -> bool:
+    """Whether this process was not started as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
 def is_first() -> bool:
     """Whether this process speaks for its job."""
-    return os.environ.get("RANK", "0") == "0"
+    return is_alone() or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks of this process's job; itself alone where it was not started as one of several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """The ranks of this process's job."""
+    if is_alone():
         yield Ranks()
         return
     from torch.distributed import rendezvous

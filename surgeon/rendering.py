@@ -109,7 +109,7 @@ def show_report(console: Console, report: Report) -> None:
     )
     if report.native is not None:
         n = report.native
-        extra = [f"max {n.max_abs:.1e}", f"source's own noise {n.noise:.1e}"]
+        extra = [f"max {n.max_abs:.1e}", f"source's own noise {n.noise:.1e} (against {n.noise_against})"]
         if n.kl is not None:
             extra.append(f"KL {n.kl:.1e}")
         if n.top1 is not None:

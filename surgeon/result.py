@@ -1,4 +1,4 @@
-"""What a finished surgery gives back, and what is recorded of it."""
+"""What is asked of a surgery's output, what it gives back, and what is recorded of it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import surgeon
 from surgeon.planning.plan import Plan
 from surgeon.subject import Surgery
 from surgeon.verification.report import Report
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How and where the grown model is to be made. Shards, dtype and resuming are for model folders."""
+
+    out: Path | None  # None: a grown module that is only returned
+    force: bool  # replace what stands there
+    resume: bool
+    shard_bytes: int
+    dtype: torch.dtype | None  # None for each tensor's own
+    device: torch.device
 
 
 @dataclass(frozen=True)

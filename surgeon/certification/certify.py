@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from surgeon.axes.maps import Index, Maps, clone_map
 from surgeon.certification.samples import REFUSALS, Sample, samples
 from surgeon.errors import ModelError, PlanError
-from surgeon.graph.capture import Captured, capture, op_name
+from surgeon.graph.capture import Captured, capture
 from surgeon.graph.inference import infer
+from surgeon.graph.places import op_name
 from surgeon.language import builtin_rules
 from surgeon.language.syntax import OpRule, Recipe
 from surgeon.planning.native import NativeGrowth

@@ -1,8 +1,9 @@
 """A folder written beside its target and put in place by one rename, or not at all.
 
-While it is written, the folder is called ``.TARGET.surgeon-XXXXXXXX`` and its process holds a lock on it.
-The system drops the lock when the process ends, however it ends, so the next run to the same target
-tells the folder of a killed run from that of a running one, and removes it.
+While it is written, the folder is called ``.TARGET.surgeon-`` and eight letters drawn at random, and its
+process holds a lock on it. The system drops the lock when the process ends, however it ends, so the next
+run to the same target tells the folder of a killed run from that of a running one. It removes it, or goes
+on from the shards in it that are finished.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def staging(
         except OSError as error:
             if not _is_writing(error, target.parent):
                 raise
-            raise _write_error(shown, error) from error
+            kept = job is not None and Journal(folder).holds_shards
+            raise _write_error(shown, error, kept) from error
         finally:
             if job is None or not Journal(folder).holds_shards:
                 _remove(folder)
@@ -149,13 +151,13 @@ def _is_writing(error: OSError, parent: Path) -> bool:
     return error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(parent)
 
 
-def _write_error(target: Path, error: OSError) -> CheckpointError:
+def _write_error(target: Path, error: OSError, kept: bool = False) -> CheckpointError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return fail(
             CheckpointError,
             "S411",
             f"the disk of {_absolute(target).parent} is full",
-            help="nothing was left behind",
+            help="finished shards are left for --resume" if kept else "nothing was left behind",
         )
     return fail(CheckpointError, "S412", f"cannot write {target}: {error.strerror or error}")
 
@@ -180,41 +182,44 @@ def _take_leftovers(target: Path, shown: Path, job: Mapping[str, str] | None) ->
     there. Of a folder with finished shards of `job`, return it and the lock on it. Raises CheckpointError
     S414 when one of the runs lives, S416 for finished shards of another job."""
     taken: tuple[Path, int] | None = None
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.({NEW}|{OLD})-[a-z0-9_]{{8}}")
-    names = sorted(os.listdir(target.parent)) if target.parent.is_dir() else []
-    for name in names:
-        match = pattern.fullmatch(name)
-        if match is None:
-            continue
-        path = target.parent / name
-        try:
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError as error:
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):  # a file or link that a new folder replaced
-                _remove(path)
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if job is not None and match[1] == NEW and taken is None and Journal(path).holds_shards:
-                Journal(path).refuse_other(job, shown)
-                taken = path, os.dup(lock)
+    with contextlib.ExitStack() as locks:
+        pattern = re.compile(rf"\.{re.escape(target.name)}\.({NEW}|{OLD})-[a-z0-9_]{{8}}")
+        names = sorted(os.listdir(target.parent)) if target.parent.is_dir() else []
+        for name in names:
+            match = pattern.fullmatch(name)
+            if match is None:
                 continue
-            if match[1] == OLD and (path / target.name).exists() and not os.path.lexists(target):
-                (path / target.name).rename(target)
-            _remove(path)
-        except BlockingIOError:
-            if match[1] == NEW:
-                raise fail(
-                    CheckpointError,
-                    "S414",
-                    f"another run of surgeon is writing {shown}",
-                    help="wait for it, stop it, or choose another --out",
-                ) from None
-        except OSError:  # a file system without locks: whose it is cannot be known
-            pass
-        finally:
-            os.close(lock)
-    return taken
+            path = target.parent / name
+            try:
+                lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except OSError as error:
+                if error.errno in (errno.ENOTDIR, errno.ELOOP):  # a file or link that a new folder replaced
+                    _remove(path)
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if job is not None and match[1] == NEW and taken is None and Journal(path).holds_shards:
+                    Journal(path).refuse_other(job, shown)
+                    taken = path, os.dup(lock)
+                    locks.callback(os.close, taken[1])
+                    continue
+                if match[1] == OLD and (path / target.name).exists() and not os.path.lexists(target):
+                    (path / target.name).rename(target)
+                _remove(path)
+            except BlockingIOError:
+                if match[1] == NEW:
+                    raise fail(
+                        CheckpointError,
+                        "S414",
+                        f"another run of surgeon is writing {shown}",
+                        help="wait for it, stop it, or choose another --out",
+                    ) from None
+            except OSError:  # a file system without locks: whose it is cannot be known
+                pass
+            finally:
+                os.close(lock)
+        locks.pop_all()  # the caller's from here on
+        return taken
 
 
 def _size(folder: Path) -> int:

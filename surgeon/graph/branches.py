@@ -15,14 +15,16 @@ import contextlib
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
+
+from surgeon.graph.places import is_machinery, short
 
 MAX_ELEMENTS = 1 << 22  # of a value that is kept beside the trace
 
@@ -178,20 +180,16 @@ class Branches(TorchFunctionMode):
                 del self._known[key]
 
 
-@contextlib.contextmanager
-def _casts_in_place() -> Iterator[None]:
-    """A layer that is cast, while the model runs, to the type it has is left as it is."""
+def _casts_in_place() -> contextlib.AbstractContextManager[Any]:
+    """A layer that is cast, while the model runs, to the type it has is left as it is: the cast would put
+    other weights into it than those that are traced."""
     cast = nn.Module.to
 
     def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         wanted = {a for a in (*args, *kwargs.values()) if a is not None}
         return self if wanted == {p.dtype for p in self.parameters()} else cast(self, *args, **kwargs)
 
-    nn.Module.to = to  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.to = cast  # type: ignore[method-assign]
+    return patch.object(nn.Module, "to", to)
 
 
 def _small(traced: Tensor) -> bool:
@@ -202,8 +200,7 @@ def _where() -> str:
     """The line of the model that asks: the innermost one that is not torch's or ours."""
     frame = inspect.currentframe()
     while frame is not None:
-        file = Path(frame.f_code.co_filename)
-        if "torch" not in file.parts and file.parent != Path(__file__).parent:
-            return f"{'/'.join(file.parts[-3:])}:{frame.f_lineno}"
+        if not is_machinery(frame.f_code.co_filename):
+            return f"{short(frame.f_code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
     return "an unknown place"

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from surgeon.axes.store import UNIT, Axis, Store
-from surgeon.graph.capture import op_name
+from surgeon.graph.places import op_name
 from surgeon.language.syntax import OpRule
 
 Axes = tuple[Axis, ...]

@@ -10,29 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import traceback
 import warnings
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind, OutputSpec
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
-from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import ModelError, fail
 from surgeon.graph.branches import Branches
+from surgeon.graph.places import ASSERTION, is_machinery, op_name, place_of, short
+from surgeon.graph.reading import Reading, within
 
 SYMBOL_SIZES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
 """What symbolic sizes stand for in the analysis: primes that no model dimension divides, so that a
 batch or sequence axis never passes for a channel axis."""
 
-MAX_LITERALS = 64
-NOTED = ("val", "nn_module_stack", "stack_trace")
 
 LAYERS: Mapping[type[nn.Module], str] = {
     nn.Linear: "aten.linear",
@@ -46,8 +43,6 @@ LAYERS: Mapping[type[nn.Module], str] = {
     nn.BatchNorm2d: "aten.batch_norm",
 }
 """How torch's layers read their parameters, where a trace does not show it."""
-
-ASSERTION = "aten._assert_async.msg"
 
 
 @dataclass(frozen=True)
@@ -133,14 +128,13 @@ def capture(
             warnings.simplefilter("ignore")
             silent = contextlib.redirect_stderr(io.StringIO())  # where export prints its half graph
             # Lazy: the code of graphs that none runs is not made.
-            with _within(module, Reading()), _use_lazy_graph_module(True), silent:
+            with within(module, Reading()), _use_lazy_graph_module(True), silent:
                 program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
                 _name_dtypes(program.graph)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
                     program = program.run_decompositions({})
                     _drop_copies(program.graph)
             program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
-            _forget(program.graph)
     except Exception as error:
         raise _refusal(module, error) from error
     captured = describe(program, module)
@@ -155,12 +149,6 @@ def capture(
                 help="make it once, as a buffer",
             )
     return captured
-
-
-def _forget(graph: fx.Graph) -> None:
-    """Drop what the tracer noted of each node and no one here reads: of a large model half a GiB."""
-    for node in graph.nodes:
-        node.meta = {key: node.meta[key] for key in NOTED if key in node.meta}
 
 
 def _drop_copies(graph: fx.Graph) -> None:
@@ -182,60 +170,6 @@ def _name_dtypes(graph: fx.Graph) -> None:
         if node.target is aten.type_as.default:
             source, _ = node.args
             node.target, node.args = aten.to.dtype, (source, node.meta["val"].dtype)
-
-
-class Reading(TorchFunctionMode):
-    """What a model asks of torch, put so that a trace keeps it.
-
-    Numbers that it makes into tensors stay numbers of the graph: on the meta device a tensor made of them
-    would lose them. Where no gradients are kept it need not turn them off: the trace would be cut in
-    pieces for it.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        given = dict(kwargs or {})
-        if func is torch._C._set_grad_enabled and not (args[0] or torch.is_grad_enabled()):
-            return None
-        if func in (torch.tensor, torch.as_tensor) and len(args) == 1 and not given.get("requires_grad"):
-            made = _of_numbers(args[0], given.get("dtype"), given.get("device"))
-            if made is not None:
-                return made
-        if func is torch.Tensor.__getitem__:
-            tensor, index = args
-            several = index if isinstance(index, tuple) else (index,)
-            if any(isinstance(i, list) for i in several):
-                device = tensor.device
-                laid = (_of_numbers(i, None, device) if isinstance(i, list) else i for i in several)
-                args = tensor, tuple(i if m is None else m for i, m in zip(several, laid, strict=True))
-        return func(*args, **given)
-
-
-@contextlib.contextmanager
-def _within(module: nn.Module, mode: TorchFunctionMode) -> Iterator[None]:
-    """Put `mode` before those of the tracer, while the module runs."""
-    handles = (
-        module.register_forward_pre_hook(lambda *_: mode.__enter__() and None),
-        module.register_forward_hook(lambda *_: mode.__exit__(None, None, None), always_call=True),
-    )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _of_numbers(data: Any, dtype: Any, device: Any) -> Tensor | None:
-    """The tensor of a number, or of a short list of numbers; None for other data."""
-    if isinstance(data, (bool, int, float)):
-        return torch.full((), data, dtype=dtype, device=device)
-    if isinstance(data, (list, tuple)) and not data:  # a cache that holds nothing yet
-        return torch.zeros((0,), dtype=dtype, device=device)
-    several = isinstance(data, (list, tuple)) and 0 < len(data) <= MAX_LITERALS
-    if several and len({type(item) for item in data}) == 1 and isinstance(data[0], (bool, int, float)):
-        return torch.stack([torch.full((), item, dtype=dtype, device=device) for item in data])
-    return None
 
 
 def _is_plain(node: fx.Node, known: Container[str]) -> bool:
@@ -273,7 +207,7 @@ def _export(
 ) -> Any:
     try:
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-    except Exception:
+    except Exception:  # a branch on values shows as whatever error it meets first
         if values is not None:
             return _export_led(module, args, kwargs, values)
         if dynamic_shapes is None:
@@ -296,8 +230,8 @@ def _export_led(
 
 def _refusal(module: nn.Module, error: Exception) -> ModelError:
     text = str(error).strip() or type(error).__name__
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
-    notes = tuple(f"at {_short(f.filename)}:{f.lineno} in {f.name}: {f.line}" for f in frames[-1:])
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_machinery(f.filename)]
+    notes = tuple(f"at {short(f.filename)}:{f.lineno} in {f.name}: {f.line}" for f in frames[-1:])
     first = next((line for line in text.splitlines() if line.strip()), text)
     return fail(
         ModelError,
@@ -306,16 +240,6 @@ def _refusal(module: nn.Module, error: Exception) -> ModelError:
         notes=notes,
         help="torch.export must be able to trace the model: no Python branch on a tensor's values",
     )
-
-
-def _is_machinery(file: str) -> bool:
-    """Whether a file is torch's or ours, and so not the model's."""
-    path = Path(file)
-    return "torch" in path.parts or Path(__file__).parents[1] in path.parents
-
-
-def _short(file: str) -> str:
-    return "/".join(file.replace("\\", "/").split("/")[-3:])
 
 
 def describe(program: torch.export.ExportedProgram, module: nn.Module) -> Captured:
@@ -375,28 +299,6 @@ def _size(size: Any, symbols: dict[Any, int]) -> int:
     return int(expression.subs(symbols))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where in the model a node comes from, for messages."""
-
-    op: str
-    module: str
-    source: str
-
-    def __str__(self) -> str:
-        where = f" in module {self.module}" if self.module else ""
-        return f"{self.op}{where}" + (f" ({self.source})" if self.source else "")
-
-
-def op_name(node: fx.Node) -> str:
-    """``aten.linear.default`` for an op; the target's own name otherwise."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        namespace, name = target._schema.name.split("::")
-        return f"{namespace}.{name}.{target._overloadname}"
-    return getattr(target, "__name__", str(target))
-
-
 def runnable(target: Any) -> Any:
     """The op to run for `target`. A view fits the layout in memory that it was traced with, which the op
     before it may choose by its sizes; what is left empty to be overwritten is no value to compare."""
@@ -407,17 +309,3 @@ def runnable(target: Any) -> Any:
         aten.empty.memory_format: aten.zeros.default,
         aten.empty_like.default: aten.zeros_like.default,
     }.get(target, target)
-
-
-def place_of(node: fx.Node) -> Place:
-    """The op, innermost module and source line of a node."""
-    stack = node.meta.get("nn_module_stack") or {}
-    module = ""
-    for path, _ in stack.values():
-        module = path
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    source = ""
-    if frames:
-        file, line = frames[-1]
-        source = f"{_short(file)}:{line}"
-    return Place(op_name(node).removesuffix(".default"), module, source)

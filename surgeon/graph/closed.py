@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from surgeon.graph.capture import Captured, op_name, runnable
+from surgeon.graph.capture import Captured, runnable
+from surgeon.graph.places import op_name
 
 MAX_ELEMENTS = 1 << 24  # of a value that is computed before anything is planned
 

@@ -19,7 +19,6 @@ from surgeon.graph.calls import (
     Axes,
     Call,
     Outputs,
-    Shape,
     broadcast,
     fresh_axes,
     known_numbers,
@@ -124,14 +123,9 @@ def put(call: Call, store: Store) -> Outputs:
 
 
 def unfold(call: Call, store: Store) -> Outputs:
-    """Windows that slide along one axis, laid along a new last one; or patches of a picture, laid beside
-    each other, each with its positions within the channels."""
+    """Windows that slide along one axis, laid along a new last one."""
     axes, (shape,) = list(call.axes(call.args[0])), call.shapes
     assert shape is not None
-    if "kernel_size" in call.names:
-        return [_patches(call, store, axes, shape)]
-    if "storage_offset" in call.names:
-        return [_strided(call, store, axes, shape)]
     dim = call.axis_arg(call.arg("dimension"), len(axes))
     store.pin(axes[dim], "S306", "windows slide along it")
     axes[dim] = store.fresh(shape[dim], f"{call.node.name}[{dim}]")
@@ -139,15 +133,6 @@ def unfold(call: Call, store: Store) -> Outputs:
     for axis in (axes[dim], window):
         store.pin(axis, "S306", "it comes from windows that slide")
     return [(*axes, window)]
-
-
-def _patches(call: Call, store: Store, axes: list[Axis], shape: Shape) -> Axes:
-    channels = axes[-3]
-    within = store.fresh(shape[-2] // store.size(channels), f"{call.node.name}[{len(shape) - 2}]")
-    beside = store.fresh(shape[-1], f"{call.node.name}[{len(shape) - 1}]")
-    for axis in (*axes[-2:], within, beside):
-        store.pin(axis, "S304", "it is a spatial extent of a sliding window")
-    return (*axes[:-3], store.resolve((*channels, *within)), beside)
 
 
 @dataclass(frozen=True)
@@ -160,7 +145,7 @@ class Strided:
     steps: tuple[int, ...]
 
 
-def strided(call: Call) -> Strided:
+def steps_of(call: Call) -> Strided:
     """Raises AxisConflict where memory is read in a way that the axes do not tell."""
     given = call.args[0].meta["val"]
     old = list(zip(given.shape, given.stride(), strict=True))
@@ -187,13 +172,16 @@ def dense(given: torch.Tensor) -> list[int] | None:
     return order if given.permute(order).is_contiguous() else None
 
 
-def _strided(call: Call, store: Store, axes: list[Axis], shape: Shape) -> Axes:
-    read = strided(call)
+def strided(call: Call, store: Store) -> Outputs:
+    """Axes read from memory in steps: those in between are read by position."""
+    axes, (shape,) = call.axes(call.args[0]), call.shapes
+    assert shape is not None
+    read = steps_of(call)
     front, back = read.front, read.back
     made = fresh_axes(store, shape[front : len(shape) - back], call.node.name)
     for axis in (*axes[front : len(axes) - back], *made):
         store.pin(axis, "S306", "windows slide along it")
-    return (*axes[:front], *made, *axes[len(axes) - back :])
+    return [(*axes[:front], *made, *axes[len(axes) - back :])]
 
 
 def _positions(chosen: Any, where: list[int]) -> list[int] | None:

@@ -40,6 +40,8 @@ KINDS = {
     "index": (),
     "put": (),
     "unfold": (),
+    "patches": (),
+    "strided": (),
     "repeat": (),
     "along": ("linear", "nonlinear"),
     "pad": (),

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -135,12 +136,8 @@ def parameters_on_meta() -> Iterator[None]:
         register(self, name, parameter)
 
     # The one seam through which every parameter passes, whatever builds it.
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
-    try:
-        with _HugeOnMeta():
-            yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    with patch.object(nn.Module, "register_parameter", on_meta), _HugeOnMeta():
+        yield
 
 
 def build_meta(

@@ -13,7 +13,8 @@ from surgeon.axes.maps import NEW, Maps
 from surgeon.axes.store import Axis
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy, is_float, is_whole
-from surgeon.graph.kinds import permutation, pooled, reduced, segments, split_sizes
+from surgeon.graph.kinds import permutation, reduced, segments, split_sizes
+from surgeon.graph.spatial import pooled
 from surgeon.planning.cells import Drift
 from surgeon.planning.positional import Positional
 from surgeon.planning.roles import Roles

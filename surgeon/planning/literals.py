@@ -16,8 +16,9 @@ from surgeon.axes.store import Axis
 from surgeon.errors import PlanError, fail
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy
-from surgeon.graph.kinds import convolution_parts, slice_bounds, split_sizes
-from surgeon.graph.positions import dense, strided
+from surgeon.graph.kinds import slice_bounds, split_sizes
+from surgeon.graph.positions import dense, steps_of
+from surgeon.graph.spatial import convolution_parts
 
 SHAPE_NAMES = ("size", "shape", "self_size")
 
@@ -52,7 +53,7 @@ def _changed(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
             changed["sizes"] = _sizes(parts, outputs[0].axes[at : at + len(parts)], maps)
     elif kind == "repeat":
         changed.update(_repeat(call, anatomy, maps))
-    elif kind == "unfold" and "storage_offset" in call.names:
+    elif kind == "strided":
         changed.update(_strided(call, anatomy, maps))
     elif kind == "slice":
         changed.update(_slice(call, maps))
@@ -97,7 +98,7 @@ def _strided(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
     """The sizes and strides of ``as_strided``, in memory whose axes lie in the same order."""
     (out,) = anatomy.values[call.node.name]
     assert out is not None
-    read, given, axes = strided(call), call.args[0].meta["val"], call.axes(call.args[0])
+    read, given, axes = steps_of(call), call.args[0].meta["val"], call.axes(call.args[0])
     order = dense(given)
     assert order is not None
     steps, inner = [int(step) for step in given.stride()], 1

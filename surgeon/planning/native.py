@@ -18,9 +18,10 @@ from torch import Tensor, fx
 
 from surgeon.axes.maps import Index, Maps, clone_map
 from surgeon.errors import PlanError, fail
-from surgeon.graph.capture import Captured, place_of
+from surgeon.graph.capture import Captured
 from surgeon.graph.closed import closed_nodes, computes, frontier
 from surgeon.graph.inference import Anatomy
+from surgeon.graph.places import place_of
 from surgeon.graph.signatures import factors
 from surgeon.planning.cells import Drift
 from surgeon.planning.growth import Size

@@ -179,9 +179,12 @@ def _unproved(anatomy: Anatomy, transforms: Mapping[str, Transform]) -> tuple[st
     if not grown:
         return ()
     named = ", ".join(grown[:4]) + (", …" if len(grown) > 4 else "")
+    strange = [name for name in grown if name not in captured.layers]
+    how = "they grow as their layers read them, and what they compute is not proved"
+    if strange:
+        how += f"; {len(strange)} of them are of no layer of torch's own ({strange[0]}), and are copied"
     return (
-        f"{len(grown)} weights that grow are not read by the pass that is traced and proved ({named}): "
-        "they grow as their layers read them, and what they compute is not proved",
+        f"{len(grown)} weights that grow are not read by the pass that is traced and proved ({named}): {how}",
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from surgeon.graph.calls import Call
 from surgeon.graph.inference import is_float
-from surgeon.graph.positions import indexed, padded, placed, strided, worked
+from surgeon.graph.positions import indexed, padded, placed, steps_of, worked
 from surgeon.planning.products import Products
 from surgeon.planning.scales import Cells, zeros
 
@@ -54,21 +54,24 @@ class Positional(Products):
 
     def _unfold(self, call: Call) -> Cells:
         cells = self.of(call.args[0])
-        if "kernel_size" in call.names:  # patches
-            for dim in (cells.ndim - 2, cells.ndim - 1):
-                cells = self._one_piece(cells, dim, call.node.name)
-            return np.broadcast_to(cells[..., 0], self.shape(self.axes_of(call.node.name)))
-        if "storage_offset" in call.names:  # windows of one memory
-            front, back = strided(call).front, strided(call).back
-            for dim in range(front, cells.ndim - back):
-                cells = self._one_piece(cells, dim, call.node.name)
-            shape = self.shape(self.axes_of(call.node.name))
-            kept = cells.shape[:front], cells.shape[cells.ndim - back :]
-            between = (1,) * (len(shape) - front - back)
-            return np.broadcast_to(cells.reshape((*kept[0], *between, *kept[1])), shape)
         dim = call.axis_arg(call.arg("dimension"), cells.ndim)
         cells = self._one_piece(cells, dim, call.node.name)[..., None]
         return np.broadcast_to(cells, self.shape(self.axes_of(call.node.name)))
+
+    def _patches(self, call: Call) -> Cells:
+        cells = self.of(call.args[0])
+        for dim in (cells.ndim - 2, cells.ndim - 1):
+            cells = self._one_piece(cells, dim, call.node.name)
+        return np.broadcast_to(cells[..., 0], self.shape(self.axes_of(call.node.name)))
+
+    def _strided(self, call: Call) -> Cells:
+        cells, read = self.of(call.args[0]), steps_of(call)
+        for dim in range(read.front, cells.ndim - read.back):
+            cells = self._one_piece(cells, dim, call.node.name)
+        shape = self.shape(self.axes_of(call.node.name))
+        between = (1,) * (len(shape) - read.front - read.back)
+        laid = (*cells.shape[: read.front], *between, *cells.shape[cells.ndim - read.back :])
+        return np.broadcast_to(cells.reshape(laid), shape)
 
     def _pad(self, call: Call) -> Cells:
         cells = self.of(call.args[0])

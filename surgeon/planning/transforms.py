@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from surgeon.axes.maps import NEW, Index, Maps, copies_of, copy_number
 from surgeon.errors import PlanError, fail
 from surgeon.graph.calls import Axes
-from surgeon.graph.capture import op_name
 from surgeon.graph.inference import Anatomy
+from surgeon.graph.places import op_name
 from surgeon.language.syntax import Recipe, Spread
 from surgeon.planning.equations import Equations
 from surgeon.planning.roles import Roles, Use, matches, module_of

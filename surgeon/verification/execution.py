@@ -15,7 +15,8 @@ from torch import Tensor, fx
 
 from surgeon.axes.maps import Index
 from surgeon.errors import ModelError, fail
-from surgeon.graph.capture import ASSERTION, op_name, runnable
+from surgeon.graph.capture import runnable
+from surgeon.graph.places import ASSERTION, op_name
 from surgeon.graph.positions import dense
 from surgeon.parallel import side_by_side
 from surgeon.rewriting.weights import row_blocks

@@ -45,6 +45,7 @@ class NativeReport:
     top1: float | None = None
     greedy: bool | None = None
     unloaded: tuple[str, ...] = ()
+    noise_against: str = ""  # what the source's noise is its distance from
 
     @property
     def passed(self) -> bool:
@@ -101,28 +102,25 @@ def told_of_stock(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def observe_wider(
-    folder: Path, model_class: Any, own: torch.dtype, exact: Tensor | None, device: torch.device
-) -> Tensor:
-    """The output of the stock model in the next wider dtype; where its code knows no wider one, that of its
-    graph in float64, `exact`, on the first inputs."""
+def observe_wider(folder: Path, model_class: Any, own: torch.dtype, device: torch.device) -> Tensor | None:
+    """The output of the stock model in the next wider dtype; None where that is float64 and the class's own
+    code knows only float32."""
     try:
         return observe_folder(folder, model_class, own, WIDER[own], device).output
-    except Exception:
-        if exact is None:
+    except RuntimeError:  # as torch says that two dtypes do not go together
+        if own != torch.float32:
             raise
-        return exact
+        return None
 
 
-def refuse_other_graph(source: Observed, wider: Tensor, exact: Tensor | None) -> None:
-    """Raises ModelError S213 where the source's graph in float64 does not give what stock transformers does:
-    all that was inferred and proved would be of something else."""
-    if exact is None or exact.shape[1:] != source.output.shape[1:]:
-        return
+def refuse_other_graph(source: Observed, wider: Tensor | None, exact: Tensor) -> None:
+    """Raises ModelError S213 where the source's graph in float64, whose output on the first inputs is
+    `exact`, does not give what stock transformers does: all that was inferred and proved would be of
+    something else."""
     graph = exact.detach().cpu()
     error = difference(source.output[: len(graph)], graph, None)
-    noise = 0.0 if wider is exact else difference(source.output[: len(wider)], wider, None)
-    if error > max(NOISE_FACTOR * noise, TRACE_ROUNDINGS * torch.finfo(source.dtype).eps):
+    noise = 0.0 if wider is None else difference(source.output, wider, None)
+    if not error <= max(NOISE_FACTOR * noise, TRACE_ROUNDINGS * torch.finfo(source.dtype).eps):
         raise fail(
             ModelError,
             "S213",
@@ -147,14 +145,17 @@ def observe(
     return Observed(dtype, output, _has_logits(model), _greedy(model) if generates else None, unloaded)
 
 
-def compare_stock(plan: Plan, source: Observed, wider: Tensor, grown: Observed) -> NativeReport:
-    """Hold the grown model's output against the source's; `wider` is the source's in a wider dtype, on all
-    inputs or on the first of them."""
+def compare_stock(
+    plan: Plan, source: Observed, wider: Tensor | None, exact: Tensor | None, grown: Observed
+) -> NativeReport:
+    """Hold the grown model's output against the source's. The source's noise is its distance from itself in a
+    wider dtype, or, without one, from its graph in float64, which is known on the first inputs."""
     name = plan.anatomy.captured.results[0].name
     a, b = source.output, grown.output
     wanted, mask = expected(a, name, 0, plan)
     relative = difference(b, wanted, mask)  # infinite where either holds NaN
-    noise = difference(a[: len(wider)], wider.detach().cpu(), None)
+    truth = exact.detach().cpu() if wider is None and exact is not None else wider
+    noise = difference(a[: len(truth)], truth, None) if truth is not None else 0.0
     kl = top1 = None
     if a.shape == b.shape and source.has_logits:
         p, q = torch.log_softmax(a, -1), torch.log_softmax(b, -1)
@@ -170,6 +171,7 @@ def compare_stock(plan: Plan, source: Observed, wider: Tensor, grown: Observed) 
         top1,
         None if source.tokens is None else _equal(source.tokens, grown.tokens),
         grown.unloaded,
+        "its graph in float64" if wider is None else str(WIDER[source.dtype]).removeprefix("torch."),
     )
 
 

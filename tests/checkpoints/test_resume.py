@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -20,6 +22,7 @@ from surgeon.checkpoints.staging import staging
 from surgeon.checkpoints.writing import Spec, shards_of, write_shards
 from surgeon.errors import CheckpointError
 from surgeon.operations import size_of
+from surgeon.ranks import is_first
 
 SHARD = "40KB"
 JOB = {"recipe": "a", "source": "b"}
@@ -60,8 +63,6 @@ def hidden(out: Path) -> list[Path]:
 def test_a_killed_run_is_gone_on_with(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, *command(source, out)], stdout=subprocess.DEVNULL)
-    while process.poll() is None and not any(p.glob(".*.done") for p in hidden(out)):
-        time.sleep(0.001)
     while process.poll() is None and not [d for p in hidden(out) for d in p.glob(".*.done")]:
         time.sleep(0.001)
     process.kill()
@@ -125,6 +126,41 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
         size_of(text)
 
 
+def test_wrong_flags_are_told_before_the_model_is_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no size of a shard"):
+        surgeon.apply("grow", tmp_path / "no model", tmp_path / "out", shard_size="big")
+    with pytest.raises(CheckpointError, match="unknown dtype"):
+        surgeon.apply("grow", tmp_path / "no model", tmp_path / "out", dtype="float8")
+
+
+def test_a_lock_is_let_go_of_when_another_run_lives(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    left, living = tmp_path / ".out.surgeon-aaaaaaaa", tmp_path / ".out.surgeon-bbbbbbbb"
+    for folder in (left, living):
+        folder.mkdir()
+    write_some(left)
+    lock = os.open(living, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(CheckpointError, match="another run"), staging(out, False, 0, JOB):
+        raise AssertionError("not reached")
+    os.close(lock)
+    with staging(out, False, 0, JOB) as again:
+        assert again == left
+
+
+def test_a_full_disk_says_what_it_leaves(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    full = OSError(errno.ENOSPC, "full")
+    with pytest.raises(CheckpointError, match="is full") as caught, staging(out, False, 0, JOB) as folder:
+        write_some(folder)
+        raise full
+    assert "finished shards are left for --resume" in str(caught.value)
+    assert hidden(out)
+    with pytest.raises(CheckpointError, match="nothing was left behind"), staging(out, False):
+        raise full
+    assert not hidden(out)
+
+
 def test_sizes_are_those_of_transformers() -> None:
     assert [size_of(t) for t in ("5GB", "300mb", "40 KB", "7")] == [5 * 10**9, 3 * 10**8, 40_000, 7]
 
@@ -176,6 +212,25 @@ def test_a_rank_that_dies_ends_the_job(source: Path, tmp_path: Path) -> None:
     assert process.returncode != 0
     assert not out.exists()
     assert not hidden(out)
+
+
+@pytest.mark.parametrize(
+    ("environment", "speaks"),
+    [
+        ({}, True),
+        ({"RANK": "1"}, True),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, False),
+        ({"WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_a_process_alone_speaks(
+    environment: dict[str, str], speaks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first() is speaks
 
 
 def child_of_rank(parent: int, rank: int) -> int:

@@ -6,19 +6,16 @@ What is cut between two modules is a dim: the outermost of the one's output must
 
 from __future__ import annotations
 
-import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+from tiny_configs import TWEAKS, tiny_config
 
 import surgeon
 from surgeon.axes.store import Axis, Store
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from tiny_configs import TWEAKS, tiny_config
 
 SAMPLE = {
     "LlamaForCausalLM": "grouped queries",

@@ -232,3 +232,13 @@ def test_names_on_disk_with_and_without_prefix_and_as_they_were_once() -> None:
         assert disk_names(module, disk) == dict(zip(module.state_dict(), disk, strict=True))
     once = "bert.embeddings.LayerNorm.gamma"
     assert disk_names(module, [once])["embeddings.LayerNorm.weight"] == once
+
+
+def test_what_is_larger_than_any_buffer_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from surgeon.models import native
+
+    monkeypatch.setattr(native, "HUGE", 100)
+    with native.parameters_on_meta():
+        assert torch.empty(11, 10).is_meta
+        assert not torch.empty(10, 10).is_meta
+        assert not torch.zeros(11, 10).is_meta  # a value, perhaps a buffer's

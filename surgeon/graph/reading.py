@@ -1,0 +1,65 @@
+"""What a model asks of torch while it is traced, put so that the trace keeps it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+MAX_LITERALS = 64
+
+
+class Reading(TorchFunctionMode):
+    """Numbers that a model makes into tensors stay numbers of the graph: on the meta device a tensor made
+    of them would lose them. Where no gradients are kept it need not turn them off: the trace would be cut
+    in pieces for it.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is torch._C._set_grad_enabled and not (args[0] or torch.is_grad_enabled()):
+            return None
+        if func in (torch.tensor, torch.as_tensor) and len(args) == 1 and not given.get("requires_grad"):
+            made = _of_numbers(args[0], given.get("dtype"), given.get("device"))
+            if made is not None:
+                return made
+        if func is torch.Tensor.__getitem__:
+            tensor, index = args
+            several = index if isinstance(index, tuple) else (index,)
+            if any(isinstance(i, list) for i in several):
+                device = tensor.device
+                laid = (_of_numbers(i, None, device) if isinstance(i, list) else i for i in several)
+                args = tensor, tuple(i if m is None else m for i, m in zip(several, laid, strict=True))
+        return func(*args, **given)
+
+
+@contextlib.contextmanager
+def within(module: nn.Module, mode: TorchFunctionMode) -> Iterator[None]:
+    """Put `mode` before those of the tracer, while the module runs."""
+    handles = (
+        module.register_forward_pre_hook(lambda *_: mode.__enter__() and None),
+        module.register_forward_hook(lambda *_: mode.__exit__(None, None, None), always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _of_numbers(data: Any, dtype: Any, device: Any) -> Tensor | None:
+    """The tensor of a number, or of a short list of numbers; None for other data."""
+    if isinstance(data, (bool, int, float)):
+        return torch.full((), data, dtype=dtype, device=device)
+    if isinstance(data, (list, tuple)) and not data:  # a cache that holds nothing yet
+        return torch.zeros((0,), dtype=dtype, device=device)
+    several = isinstance(data, (list, tuple)) and 0 < len(data) <= MAX_LITERALS
+    if several and len({type(item) for item in data}) == 1 and isinstance(data[0], (bool, int, float)):
+        return torch.stack([torch.full((), item, dtype=dtype, device=device) for item in data])
+    return None
