@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -41,16 +43,17 @@ class Reading(TorchFunctionMode):
 
 @contextlib.contextmanager
 def within(module: nn.Module, mode: TorchFunctionMode) -> Iterator[None]:
-    """Put `mode` before those of the tracer, while the module runs."""
-    handles = (
-        module.register_forward_pre_hook(lambda *_: mode.__enter__() and None),
-        module.register_forward_hook(lambda *_: mode.__exit__(None, None, None), always_call=True),
-    )
-    try:
+    """Put `mode` before those of the tracer, while the module runs, and take it away however that ends:
+    hooks are not called where a trace fails."""
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with mode:
+            return forward(*args, **kwargs)
+
+    with patch.object(module, "forward", run):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _of_numbers(data: Any, dtype: Any, device: Any) -> Tensor | None:
