@@ -10,9 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from threading import Barrier
 from typing import TypeVar
 
 import torch
+
+from surgeon.stops import Deferral
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,7 +23,14 @@ Result = TypeVar("Result")
 
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="surgeon")
+    """A pool with all its threads begun: one that a signal interrupts while it begins is never told to end,
+    and the process would wait for it."""
+    pool, begun = ThreadPoolExecutor(workers, thread_name_prefix="surgeon"), Barrier(workers + 1)
+    with Deferral():
+        for _ in range(workers):
+            pool.submit(begun.wait)
+        begun.wait()
+    return pool
 
 
 def side_by_side(

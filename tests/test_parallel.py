@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -67,6 +69,27 @@ def test_ops_run_on_the_thread_of_their_block() -> None:
     )
     torch.set_num_threads(before)
     assert all(name.startswith("surgeon") and number == 1 for name, number in seen)
+
+
+INTERRUPTED = """
+import os, signal, threading, torch
+from surgeon.parallel import side_by_side
+
+start = threading.Thread.start
+def interrupted(thread):
+    start(thread)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread.start = interrupted
+torch.set_num_threads(2)
+list(side_by_side(print, range(3), torch.device("cpu")))
+"""
+
+
+def test_a_signal_while_threads_begin_ends_the_process() -> None:
+    """A thread that its pool does not know of would be waited for without end."""
+    run = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert run.returncode != 0 and run.stderr.endswith("KeyboardInterrupt\n")
+    assert run.stdout == ""
 
 
 def test_a_linear_layer_in_blocks_is_one_and_so_is_its_gradient(threads: int) -> None:
