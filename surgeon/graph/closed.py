@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_map
 
 from surgeon.graph.capture import Captured, runnable
 from surgeon.graph.places import op_name
@@ -70,6 +71,10 @@ def evaluate(wanted: Iterable[fx.Node]) -> dict[str, Tensor]:
 
 
 def _run(node: fx.Node, made: dict[fx.Node, Any]) -> Any:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), made.__getitem__)
-    here = {k: torch.device("cpu") if isinstance(v, torch.device) else v for k, v in kwargs.items()}
-    return runnable(node.target)(*args, **here)
+    def here(leaf: Any) -> Any:
+        if isinstance(leaf, fx.Node):
+            return made[leaf]
+        return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
+
+    args, kwargs = tree_map(here, (tuple(node.args), dict(node.kwargs)))
+    return runnable(node.target)(*args, **kwargs)

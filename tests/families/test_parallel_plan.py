@@ -34,6 +34,8 @@ def test_what_a_parallel_plan_cuts_is_one_dim(name: str, tmp_path: Path) -> None
     model_class: Any = getattr(transformers, name)
     config = tiny_config(model_class.config_class, TWEAKS.get(model_class.config_class.model_type))
     config.architectures = [name]
+    if config.base_model_tp_plan is None:
+        pytest.skip("this version of transformers gives it none")
     config.save_pretrained(tmp_path)
     anatomy = surgeon.dims(tmp_path / "config.json")
     cut: dict[str, dict[str, set[int]]] = {}

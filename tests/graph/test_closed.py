@@ -23,11 +23,12 @@ class Sloped(nn.Module):
         base = torch.full((), 2 ** (-8 / self.heads))
         slopes = base ** torch.arange(1, self.heads + 1)
         mask = torch.rand(5) > 0.5
-        return x * self.gain + slopes[:, None] * torch.arange(5) + mask
+        return x * self.gain + slopes[:, None].to(x) * torch.arange(5) + mask
 
 
 def captured(heads: int) -> Captured:
-    return capture(Sloped(heads), (torch.zeros(heads, 5),))
+    with torch.device("meta"):
+        return capture(Sloped(heads), (torch.zeros(heads, 5),))
 
 
 def test_the_outermost_closed_node_holds_the_slopes() -> None:
