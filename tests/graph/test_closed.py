@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from surgeon.axes.maps import NEW, clone_map
 from surgeon.graph.capture import Captured, capture
@@ -23,12 +23,11 @@ class Sloped(nn.Module):
         base = torch.full((), 2 ** (-8 / self.heads))
         slopes = base ** torch.arange(1, self.heads + 1)
         mask = torch.rand(5) > 0.5
-        return x * self.gain + slopes[:, None].to(x) * torch.arange(5) + mask
+        return x * self.gain + slopes[:, None] * torch.arange(5) + mask
 
 
 def captured(heads: int) -> Captured:
-    with torch.device("meta"):
-        return capture(Sloped(heads), (torch.zeros(heads, 5),))
+    return capture(Sloped(heads), (torch.zeros(heads, 5),))
 
 
 def test_the_outermost_closed_node_holds_the_slopes() -> None:
@@ -48,3 +47,10 @@ def test_slopes_of_more_heads_hold_the_slopes_of_fewer() -> None:
     assert index.tolist() == [NEW, 0, NEW, 1, NEW, 2, NEW, 3]
     assert match_values(rows[0] + 1, rows[1], clone_map(4, 8)) is None
     assert np.array_equal(match_values(rows[0], np.tile(rows[0], (2, 1)), clone_map(4, 8)), clone_map(4, 8))
+
+
+def test_a_number_that_is_moved_to_the_traces_device_has_its_value() -> None:
+    aten, graph = torch.ops.aten, fx.Graph()
+    made = graph.call_function(aten.full.default, ([2], 0.25), {"device": torch.device("meta")})
+    moved = graph.call_function(aten.to.device, (made, torch.device("meta"), torch.float64))
+    assert evaluate([moved])[moved.name].tolist() == [0.25, 0.25]
