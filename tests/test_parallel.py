@@ -79,6 +79,7 @@ start = threading.Thread.start
 def interrupted(thread):
     start(thread)
     os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 threading.Thread.start = interrupted
 torch.set_num_threads(2)
 list(side_by_side(print, range(3), torch.device("cpu")))

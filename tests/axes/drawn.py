@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from math import prod
 
 import numpy as np
@@ -43,8 +44,9 @@ def divisors(size: int) -> list[int]:
 
 def laid_out(shape: Shape, store: Store, axis: Axis, maps: dict[int, Index]) -> NDArray[np.int64]:
     """The grown axis by laying out a real tensor of source channels: dims are taken one by one from a
-    numbered array, concatenations put together piece by piece. Consumes the leaves in order."""
-    leaves = iter(store.leaves(axis))
+    numbered array, concatenations put together piece by piece. `axis` is as `build` made it, its dims
+    numbered in the order of the shape (its leaves may come in another, and more than once)."""
+    leaves = count(min(store.leaves(axis)))
 
     def grown(s: Shape, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         if isinstance(s, int):

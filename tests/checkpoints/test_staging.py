@@ -100,9 +100,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 def test_ctrl_c_in_another_process_leaves_nothing(tmp_path: Path) -> None:
     script = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from surgeon.checkpoints.staging import staging
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 with staging(Path(sys.argv[1]), True) as folder:
     (folder / "half").write_text("half")
     print("ready", flush=True)
