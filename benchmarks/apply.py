@@ -1,11 +1,12 @@
-"""`surgeon apply` on a GPT-NeoX of 160M parameters in bfloat16, twice as wide, in one run against:
+"""`surgeon apply`, twice as wide in bfloat16, in one run against:
 
 * plainly writing the same bytes with safetensors (the floor), and
 * with ``--against 'COMMAND {source} {out}'``, any other tool doing the same growth.
 
-Prints medians of three rounds: wall times, peak memory and ratios.
+Prints medians of the rounds: wall times, peak memory and ratios. With ``--memory``, the peak memory of
+one apply for each of the Llama-shaped sources instead, beside their largest tensors.
 
-Usage: python benchmarks/apply.py [--against COMMAND]
+Usage: python benchmarks/apply.py [--source NAME] [--rounds N] [--against COMMAND] [--memory]
 """
 
 from __future__ import annotations
@@ -25,19 +26,32 @@ from statistics import median
 GIB = 2**30
 
 
-def make_source(folder: Path) -> None:
+SOURCES: dict[str, dict[str, int]] = {  # by name: sizes of a GPT-NeoX, or of a Llama
+    "neox-160m": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, vocab_size=50304),
+    "llama-0.1b": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12),
+    "llama-0.4b": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16),
+    "llama-1.1b": dict(
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+    ),
+    "llama-0.3b-150k": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, vocab_size=151936),
+}
+
+
+def make_source(name: str, folder: Path) -> None:
     import torch
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-    }
-    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=50304, max_position_embeddings=2048, **sizes))
-    model.to(torch.bfloat16).save_pretrained(folder)
+    torch.set_default_dtype(torch.bfloat16)
+    sizes = {"intermediate_size": 4 * SOURCES[name]["hidden_size"], "vocab_size": 32000} | SOURCES[name]
+    neox = name.startswith("neox")
+    config = (GPTNeoXConfig if neox else LlamaConfig)(max_position_embeddings=2048, **sizes)
+    model = (GPTNeoXForCausalLM if neox else LlamaForCausalLM)(config)
+    model.save_pretrained(folder)
 
 
 def run(command: list[str]) -> tuple[float, float]:
@@ -61,59 +75,79 @@ def stages(source: Path, out: Path) -> dict[str, float]:
     surgeon.apply("hyperclone", source, out, stage=lambda text: marks.append((text, time.perf_counter())))
     marks.append(("end", time.perf_counter()))
     timed = {marks[i][0]: marks[i + 1][1] - marks[i][1] for i in range(len(marks) - 1)}
-    tensors = {n: t.clone() for n, t in load_file(out / "model.safetensors").items()}
-    start = time.perf_counter()
-    save_file(tensors, out / "floor.safetensors")
-    return timed | {PLAIN: time.perf_counter() - start}
+    plain = 0.0
+    for file in sorted(out.glob("*.safetensors")):
+        tensors = {n: t.clone() for n, t in load_file(file).items()}
+        start = time.perf_counter()
+        save_file(tensors, out / "floor.safetensors")
+        plain += time.perf_counter() - start
+    return timed | {PLAIN: plain}
 
 
-PARTS = {"source": lambda folder, out: make_source(folder), "stages": stages}
+def largest(source: Path) -> float:
+    """GiB of the largest tensor of a folder."""
+    from surgeon.checkpoints.reading import open_checkpoint
+
+    return max(entry.bytes for entry in open_checkpoint(source).entries.values()) / GIB
+
+
+PARTS = {"source": lambda name, folder: make_source(str(name), folder), "stages": stages}
 WRITE, PLAIN = "expanding and writing", "plainly writing the same bytes"
-ROUNDS = 3  # medians are printed
+CLI = [sys.executable, "-m", "surgeon", "apply", "hyperclone"]
 
 
 def part(name: str, source: Path, out: Path) -> dict[str, float]:
     """Run one part of this file in a process of its own."""
     command = [sys.executable, __file__, "--part", name, str(source), str(out)]
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # as the command line has it
-    text = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     return json.loads(text.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--source", choices=SOURCES, default="neox-160m")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", help="a command with {source} and {out}")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.part:
-        name, source, out = options.part
-        print(json.dumps(PARTS[name](Path(source), Path(out)) or {}))
-        return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        source = folder / "source"
-        part("source", source, folder)
-        walls: list[tuple[float, float]] = []
-        others: list[tuple[float, float]] = []
-        timed: dict[str, list[float]] = {}
-        for number in range(ROUNDS):
-            for text, seconds in part("stages", source, folder / f"staged{number}").items():
-                timed.setdefault(text, []).append(seconds)
-            shutil.rmtree(folder / f"staged{number}")
-            cli = [
-                sys.executable,
-                "-m",
-                "surgeon.cli",
-                "apply",
-                "hyperclone",
-                str(source),
-                "--force",
-                "--out",
-            ]
-            walls.append(run([*cli, str(folder / "grown")]))
-            if options.against:
-                command = options.against.format(source=source, out=folder / "other")
-                others.append(run(shlex.split(command)))
+        if options.part:
+            name, source, out = options.part
+            print(json.dumps(PARTS[name](Path(source), Path(out)) or {}))
+        elif options.memory:
+            memory(Path(temporary))
+        else:
+            rounds(options.source, options.rounds, options.against, Path(temporary))
+
+
+def memory(folder: Path) -> None:
+    """Print the peak of one apply for each source."""
+    for name in [name for name in SOURCES if name.startswith("llama")]:
+        source, out = folder / name, folder / "grown"
+        part("source", Path(name), source)
+        seconds, peak = run([*CLI, str(source), "--force", "--out", str(out)])
+        print(f"{name:16} {seconds:6.1f} s, peak {peak:.2f} GiB, largest tensor {largest(source):.2f} GiB")
+        shutil.rmtree(source)
+
+
+def rounds(name: str, number: int, against: str | None, folder: Path) -> None:
+    """Print medians over `number` rounds of the growth of one source."""
+    source = folder / "source"
+    part("source", Path(name), source)
+    walls: list[tuple[float, float]] = []
+    others: list[tuple[float, float]] = []
+    timed: dict[str, list[float]] = {}
+    for _ in range(number):
+        for text, seconds in part("stages", source, folder / "staged").items():
+            timed.setdefault(text, []).append(seconds)
+        shutil.rmtree(folder / "staged")
+        walls.append(run([*CLI, str(source), "--out", str(folder / "grown")]))
+        shutil.rmtree(folder / "grown")
+        if against:
+            others.append(run(shlex.split(against.format(source=source, out=folder / "other"))))
+            shutil.rmtree(folder / "other", ignore_errors=True)
     for text, several in timed.items():
         print(f"{text:32} {median(several):7.1f} s  ({min(several):.1f} to {max(several):.1f})")
     print(f"{WRITE} / {PLAIN} = {ratio(timed[WRITE], timed[PLAIN])}")

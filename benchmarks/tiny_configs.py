@@ -52,6 +52,9 @@ SIZES: tuple[tuple[str, int], ...] = (  # the first pattern that matches a whole
     (r"num_mel_bins", 16),
 )
 
+LAST_STAGE: dict[str, Any] = {"out_features": None, "out_indices": None}  # as the class sets them itself
+SWIN: dict[str, Any] = {"num_layers": 2, "image_size": 32, "patch_size": 4, "window_size": 4}
+
 TWEAKS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
@@ -121,6 +124,107 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 8]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "beit": {"image_size": 32, **LAST_STAGE},
+    "dinov2": {"image_size": 32, "mlp_ratio": 2, **LAST_STAGE},
+    "dinov2_with_registers": {"image_size": 32, "mlp_ratio": 2, **LAST_STAGE},
+    "data2vec-vision": {"image_size": 32, "out_indices": [0, 1, 0, 1]},
+    "bit": {"image_size": 32, "embedding_size": 16, "hidden_sizes": [24, 40], "depths": [1, 2]}
+    | {"num_groups": 4, **LAST_STAGE},
+    "resnet": {"image_size": 32, "embedding_size": 16, "hidden_sizes": [24, 40], "depths": [1, 2]}
+    | LAST_STAGE,
+    "regnet": {"image_size": 32, "embedding_size": 16, "hidden_sizes": [24, 40], "depths": [1, 2]}
+    | {"groups_width": 8},
+    "convnext": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
+    "convnextv2": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
+    "cvt": {"embed_dim": [16, 24, 32], "depth": [1, 1, 1], "num_heads": [1, 3, 4], "image_size": 64},
+    "donut-swin": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48} | SWIN,
+    "swin": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48} | SWIN | LAST_STAGE,
+    "swinv2": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48}
+    | {"pretrained_window_sizes": [0, 0], **SWIN, **LAST_STAGE},
+    "efficientnet": {
+        "image_size": 32,
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+        "in_channels": [16, 24],
+        "out_channels": [24, 40],
+        "kernel_sizes": [3, 5],
+        "strides": [1, 2],
+        "num_block_repeats": [1, 2],
+        "expand_ratios": [1, 2],
+        "depthwise_padding": [],
+        "hidden_dim": 48,
+        "num_hidden_layers": 3,
+    },
+    "focalnet": {"embed_dim": 16, "hidden_sizes": [16, 32], "depths": [1, 2], "image_size": 32}
+    | {"focal_levels": [2, 1], "focal_windows": [3, 3], "patch_size": 4, **LAST_STAGE},
+    "hgnet_v2": {
+        "image_size": 32,
+        "embedding_size": 16,
+        "hidden_sizes": [24, 40],
+        "depths": [1, 2],
+        "stem_channels": [3, 8, 16],
+        "stage_in_channels": [16, 24],
+        "stage_mid_channels": [8, 12],
+        "stage_out_channels": [24, 40],
+        "stage_num_blocks": [1, 2],
+        "stage_downsample": [False, True],
+        "stage_downsample_strides": [2, 2],
+        "stage_light_block": [False, True],
+        "stage_kernel_size": [3, 5],
+        "stage_numb_of_layers": [2, 2],
+        **LAST_STAGE,
+    },
+    "hiera": {
+        "embed_dim": 16,
+        "image_size": [32, 32],
+        "depths": [1, 2],
+        "num_heads": [2, 4],
+        "num_query_pool": 1,
+        "masked_unit_size": [4, 4],
+        "masked_unit_attention": [True, False],
+        "hidden_size": 32,
+        **LAST_STAGE,
+    },
+    "levit": {"image_size": 64, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4]}
+    | {"key_dim": [8, 8, 8], "depths": [1, 1, 1]}
+    | {"down_ops": [["Subsample", 8, 4, 4, 2, 2], ["Subsample", 8, 6, 4, 2, 2]]},
+    "mobilenet_v1": {"image_size": 32, "depth_multiplier": 0.25},
+    "mobilenet_v2": {"image_size": 32, "depth_multiplier": 0.25},
+    "mobilevit": {
+        "image_size": 64,
+        "hidden_sizes": [16, 24, 32],
+        "neck_hidden_sizes": [8, 8, 12, 16, 24, 32, 40],
+    },
+    "mobilevitv2": {"image_size": 64, "base_attn_unit_dims": [16, 24, 32], "width_multiplier": 0.25},
+    "poolformer": {"image_size": 32, "hidden_sizes": [16, 24], "depths": [1, 2], "num_encoder_blocks": 2}
+    | {"patch_sizes": [7, 3], "strides": [4, 2], "padding": [2, 1]},
+    "pp_lcnet": {
+        "image_size": 32,
+        "stem_channels": 8,
+        "class_expand": 48,
+        "depths": [1, 1, 1, 1, 1],
+        "block_configs": [[[3, 8, 16, 1, False]], *([[3, 16, 16, 2, n > 1]] for n in range(4))],
+        **LAST_STAGE,
+    },
+    "pvt": {"image_size": 32, "hidden_sizes": [16, 24], "depths": [1, 2], "num_encoder_blocks": 2}
+    | {"sequence_reduction_ratios": [2, 1], "patch_sizes": [4, 2], "strides": [4, 2]}
+    | {"num_attention_heads": [2, 3], "mlp_ratios": [2, 3]},
+    "pvt_v2": {"image_size": [32, 32], "hidden_sizes": [16, 24], "depths": [1, 2], "num_encoder_blocks": 2}
+    | {"sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2]}
+    | {"num_attention_heads": [2, 3], "mlp_ratios": [2, 3], **LAST_STAGE},
+    "segformer": {"image_size": 32, "hidden_sizes": [16, 24], "depths": [1, 2], "num_encoder_blocks": 2}
+    | {"sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2], "decoder_hidden_size": 20}
+    | {"num_attention_heads": [2, 3], "mlp_ratios": [2, 3]},
+    "swiftformer": {"image_size": 64, "embed_dims": [16, 24, 32, 40], "depths": [1, 1, 1, 1], "mlp_ratio": 2},
+    "textnet": {
+        "image_size": [64, 64],
+        "stem_out_channels": 8,
+        "hidden_sizes": [8, 8, 12, 16, 24],
+        "depths": [1, 1, 1, 1],
+        "conv_layer_kernel_sizes": [[[3, 3]], [[1, 3]], [[3, 3]], [[3, 1]]],
+        "conv_layer_strides": [[1], [2], [2], [2]],
+        **LAST_STAGE,
+    },
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "linear_attention"],
         "ngram_vocab_size_base": 50,

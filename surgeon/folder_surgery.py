@@ -126,9 +126,7 @@ def _finish(
         said = say_grown_sizes(folder, carried, surgery.file_fields, plan.config_changes)
         _write_config(source, plan, folder, delivery.dtype)
         stage("proof: both graphs in float64")
-        report = prove_folders(
-            surgery, stored.read, source.folder, folder, delivery.dtype, delivery.device, stage
-        )
+        report = prove_folders(surgery, stored, source.folder, folder, delivery.dtype, delivery.device, stage)
         stored.checkpoint.refuse_changes()
         notes = (*_notes(stored, source.model_class), *said)
         record = record_of(surgery, report, source.name) | {"notes": notes}

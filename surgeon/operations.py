@@ -196,4 +196,4 @@ def verify(source: Any, target: Any, *, device: str = "auto", stage: Stage = qui
     old, new = _opened(subject, small.folder), _opened(grown, large.folder)
     surgery = Surgery(subject, plan, large.config, grown.module, grown.buffers)
     stage("proof: both graphs in float64")
-    return prove_folders(surgery, old.read, small.folder, large.folder, None, where, stage, grown=new.read)
+    return prove_folders(surgery, old, small.folder, large.folder, None, where, stage, grown=new)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
 from surgeon.errors import CheckpointError, NotPreserved, fail
-from surgeon.models.native import real_inputs, reason
+from surgeon.models.inputs import real_inputs
+from surgeon.models.native import reason
 from surgeon.models.source import TransformersSource
+from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
 from surgeon.subject import Stage, Surgery
 from surgeon.verification.coexecution import Coexecution, Pair, coexecute
@@ -29,20 +29,19 @@ from surgeon.verification.trainability import Asymmetry, gradient_asymmetry, wat
 
 def prove_folders(
     surgery: Surgery,
-    read: Callable[[str], Tensor],
+    source: StoredModel,
     source_folder: Path,
     grown_folder: Path,
     dtype: torch.dtype | None,
     device: torch.device,
     stage: Stage,
-    grown: Callable[[str], Tensor] | None = None,
+    grown: StoredModel | None = None,
 ) -> Report:
     """All parts of the proof for two model folders.
 
     Args:
-        read: a source parameter by name.
         dtype: that the grown folder was written in; None for the source's own.
-        grown: a grown parameter by name; by default the source's, expanded by the plan.
+        grown: the grown weights; by default the source's, expanded by the plan.
 
     Raises ModelError S213 where the traced graph is not what stock transformers computes, S222 where it
     fails on the source.
@@ -51,7 +50,16 @@ def prove_folders(
     assert isinstance(subject.source, TransformersSource)
     rounded_to = main_dtype(open_checkpoint(grown_folder)) if grown is not None else None
     inputs = real_inputs(subject.module, seed=0)
-    pair = Pair(plan, read, inputs, grown, surgery.grown_buffers, subject.buffers, rounded_to)
+    pair = Pair(
+        plan,
+        source.read,
+        inputs,
+        grown.read if grown is not None else None,
+        surgery.grown_buffers,
+        {**subject.buffers, **source.buffers()},
+        grown.buffers() if grown is not None else {},
+        rounded_to,
+    )
     run = coexecute(pair, device, watched_nodes(plan))
     trained, untrained = trainability(plan, run)
     stage("proof: stock transformers")

@@ -15,13 +15,12 @@ from surgeon.graph.closed import closed_nodes
 from surgeon.graph.inference import Anatomy, infer
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
+from surgeon.models.inputs import example_inputs, real_inputs
 from surgeon.models.native import (
     build_config,
     build_meta,
-    example_inputs,
     field_value,
     numeric_fields,
-    real_inputs,
 )
 from surgeon.models.source import Source, TransformersSource
 from surgeon.planning.growth import config_request, file_fields

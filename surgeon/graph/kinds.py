@@ -11,7 +11,7 @@ from collections.abc import Callable
 from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Store
 from surgeon.graph.calls import Axes, Call, Outputs, broadcast, fresh_axes, pinned_axes
 from surgeon.graph.positions import along, index, pad, put, strided, unfold
-from surgeon.graph.spatial import convolution, patches, window
+from surgeon.graph.spatial import convolution, group_norm, patches, window
 
 MAX_POSITIONS = 64  # an axis read by position is taken apart up to this size, and pinned beyond
 
@@ -165,7 +165,14 @@ def _take_apart(store: Store, axis: Axis) -> None:
 def select(call: Call, store: Store) -> Outputs:
     axes = list(call.axes(call.args[0]))
     axis = axes.pop(call.axis_arg(call.arg("dim", 0), len(axes)))
-    _take_apart(store, axis)
+    at = call.arg("index")
+    if not isinstance(at, int):
+        _take_apart(store, axis)
+        return [tuple(axes)]
+    try:
+        store.slice(axis, at % store.size(axis), at % store.size(axis) + 1)
+    except AxisConflict as conflict:
+        store.pin(axis, "S306", f"one of its positions is read: {conflict}")
     return [tuple(axes)]
 
 
@@ -358,6 +365,7 @@ KINDS: dict[str, Callable[[Call, Store], Outputs]] = {
     "einsum": einsum,
     "convolution": convolution,
     "window": window,
+    "group_norm": group_norm,
     "index": index,
     "put": put,
     "unfold": unfold,

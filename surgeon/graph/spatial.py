@@ -53,6 +53,23 @@ def convolution(call: Call, store: Store) -> Outputs:
     return [(*x[: len(x) - spatial - 1], store.resolve(channels), *tail)]
 
 
+def normalised_groups(call: Call, store: Store) -> tuple[Axis, Axis]:
+    """The groups of a group norm, and the channels within each."""
+    channels, groups = call.axes(call.args[0])[1], int(call.arg("num_groups"))
+    first, within = store.regroup(channels, (groups, store.size(channels) // groups))
+    return first, within
+
+
+def group_norm(call: Call, store: Store) -> Outputs:
+    axes = call.axes(call.args[0])
+    groups, within = normalised_groups(call, store)
+    channels = store.resolve((*groups, *within))
+    for name in ("weight", "bias"):
+        if call.value(call.arg(name)) is not None:
+            channels = store.unify(channels, call.axes(call.arg(name))[0])
+    return [(axes[0], store.resolve(channels), *axes[2:])]
+
+
 def pooled(call: Call) -> list[int]:
     """The axes that a pooling reaches along: of the last ones, as many as the op's name says
     (``max_pool2d``), those with windows of more than one position."""

@@ -22,6 +22,7 @@ the first copy alone."""
 
 KINDS = {
     "pointwise": ("nonlinear", "homogeneous", "additive", "multiplicative", "quotient", "power", "select"),
+    "group_norm": (),
     "reshape": (),
     "permute": (),
     "unsqueeze": (),

@@ -1,10 +1,9 @@
-"""transformers classes: configs changed, modules built on meta with their buffers real, inputs made."""
+"""transformers classes: configs changed, modules built on meta with their buffers real."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -18,8 +17,6 @@ from torch.overrides import TorchFunctionMode
 from surgeon.errors import ModelError, fail
 from surgeon.memory import give_back
 
-BATCH, SEQUENCE = 3, 7  # of the inputs that graphs are traced with and the proof runs on
-IMAGE_SIZE = 64  # where the config names none: the class takes any
 SIZE_LIMIT = 1 << 30
 HUGE = 1 << 26  # elements
 MAX_PARAMETERS = 200_000  # tensors; a config that asks for more has a wrong number of layers
@@ -191,67 +188,3 @@ def _construct(config: Any, model_class: Any) -> nn.Module:
                 config, attn_implementation=attention, experts_implementation="batched_mm"
             )
     return model_class._from_config(config)
-
-
-def _ordinary_ids(config: Any) -> Tensor:
-    """The ids of the vocabulary that the config gives no special meaning, such as padding."""
-    text = config.get_text_config()
-    ordinary = torch.ones(text.vocab_size, dtype=torch.bool)
-    for field, value in (*config.to_dict().items(), *text.to_dict().items()):
-        if field.endswith(("_token_id", "_token_ids", "_token_index")):
-            ids = value if isinstance(value, (list, tuple)) else [value]
-            for number in ids:
-                if isinstance(number, int) and 0 <= number < text.vocab_size:
-                    ordinary[number] = False
-    return ordinary.nonzero().flatten() if ordinary.any() else torch.arange(text.vocab_size)
-
-
-def _accepted(module: nn.Module) -> set[str]:
-    return set(inspect.signature(module.forward).parameters)
-
-
-def example_inputs(module: nn.Module) -> dict[str, Any]:
-    """Keyword inputs on meta, for capture: the shapes that the proof will run on.
-
-    Sizes are fixed: the class, not the graph, is the result, and a graph with symbolic sizes takes
-    three times as long to trace.
-    """
-    return {
-        name: value.to("meta") if isinstance(value, Tensor) else value
-        for name, value in real_inputs(module, seed=0).items()
-    }
-
-
-def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, Any]:
-    """Keyword inputs for one forward pass on CPU: random tokens with some padding, or random pixels.
-
-    Raises ModelError S211 when the model's main input is not known.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    config: Any = module.config
-    accepted = _accepted(module)
-    main = getattr(module, "main_input_name", "input_ids")
-    inputs: dict[str, Any] = {}
-    if main == "pixel_values":
-        size = getattr(config, "image_size", IMAGE_SIZE)
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        shape = (BATCH, config.num_channels, height, width)
-        inputs[main] = torch.randn(shape, generator=generator)
-    elif main == "input_ids":
-        ordinary = _ordinary_ids(config)
-        if not len(ordinary):
-            raise fail(ModelError, "S220", f"{type(config).__name__} has an empty vocabulary")
-        rows = BATCH * getattr(module, "num_codebooks", 1)  # each codebook's ids are rows of their own
-        chosen = torch.randint(len(ordinary), (rows, SEQUENCE), generator=generator)
-        inputs["input_ids"] = ordinary[chosen]
-        mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)
-        if padded:
-            mask[-1, SEQUENCE - 3 :] = 0
-        inputs["attention_mask"] = mask
-        if "decoder_input_ids" in accepted:
-            inputs["decoder_input_ids"] = ordinary[chosen.flip(1)]
-    else:
-        raise fail(ModelError, "S211", f"{type(module).__name__} reads {main}, which surgeon cannot make up")
-    if "use_cache" in accepted:
-        inputs["use_cache"] = False
-    return {name: value for name, value in inputs.items() if name in accepted}

@@ -20,6 +20,7 @@ class StoredModel:
     checkpoint: Checkpoint
     layout: Layout
     names: Mapping[str, str]
+    persistent: frozenset[str] = frozenset()  # the module's buffers that belong into a checkpoint
     _held: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the bundle read last
 
     def read(self, name: str) -> Tensor:
@@ -31,6 +32,10 @@ class StoredModel:
             self._held = {}  # before the next one is made
             self._held = self.layout.hold(bundle, {n: self.checkpoint.read(n) for n in bundle.stored})
         return self._held[name]
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers that the checkpoint holds: running statistics, say."""
+        return {name: self.read(name) for name in self.names if name in self.persistent}
 
     def unused(self) -> list[str]:
         """The tensors on disk that the module has no place for."""
@@ -68,6 +73,6 @@ def open_stored(module: nn.Module, aliases: Mapping[str, str], checkpoint: Check
                 "the class has floating-point numbers",
                 help="quantised weights cannot be grown: use the model they were made of",
             )
-    persistent = set(module.state_dict()) - set(shapes)
+    persistent = frozenset(module.state_dict().keys() - shapes.keys())
     names.update({b: layout.names[b] for b in persistent if b in layout.names})
-    return StoredModel(checkpoint, layout, names)
+    return StoredModel(checkpoint, layout, names, persistent)

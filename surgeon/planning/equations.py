@@ -14,7 +14,7 @@ from surgeon.axes.store import Axis
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy, is_float, is_whole
 from surgeon.graph.kinds import permutation, reduced, segments, split_sizes
-from surgeon.graph.spatial import pooled
+from surgeon.graph.spatial import normalised_groups, pooled
 from surgeon.planning.cells import Drift
 from surgeon.planning.positional import Positional
 from surgeon.planning.roles import Roles
@@ -348,6 +348,20 @@ class Equations(Positional):
         for i in pooled(call):
             cells = self._one_piece(cells, i, call.node.name)
         return np.broadcast_to(cells, self.shape(self.axes_of(call.node.name)))
+
+    def _group_norm(self, call: Call) -> Cells:
+        x, name = call.args[0], call.node.name
+        self.exact(self.of(x), name, "statistics are taken of it")
+        axes = self.axes_of(x.name)
+        _, within = normalised_groups(call, self.anatomy.store)
+        self._uniform_over((*within, *(factor for axis in axes[2:] for factor in axis)), name)
+        cells = zeros(self.shape(self.axes_of(name)))
+        along = (1, -1, *(1 for _ in axes[2:]))
+        if call.value(weight := call.arg("weight")) is not None:
+            cells = as_cells(cells + self.of(weight).reshape(along))
+        if call.value(bias := call.arg("bias")) is not None:
+            cells = self.equal_all([cells, self.of(bias).reshape(along)], name, "a bias of another scale")
+        return cells
 
     def _repeat(self, call: Call) -> Cells:
         cells = self.of(call.args[0])

@@ -18,7 +18,7 @@ from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.kinds import slice_bounds, split_sizes
 from surgeon.graph.positions import dense, steps_of
-from surgeon.graph.spatial import convolution_parts
+from surgeon.graph.spatial import convolution_parts, normalised_groups
 
 SHAPE_NAMES = ("size", "shape", "self_size")
 
@@ -57,6 +57,12 @@ def _changed(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
         changed.update(_strided(call, anatomy, maps))
     elif kind == "slice":
         changed.update(_slice(call, maps))
+    elif kind == "select" and isinstance(call.arg("index"), int):
+        axes = call.axes(call.args[0])
+        axis = axes[call.axis_arg(call.arg("dim", 0), len(axes))]
+        changed["index"] = _bound(call.arg("index"), axis, maps)
+    elif kind == "group_norm":
+        changed["num_groups"] = maps.target_size(normalised_groups(call, anatomy.store)[0])
     elif kind == "split" and "unbind" not in str(call.node.target):
         changed.update(_split(call, anatomy, maps))
     elif kind == "convolution" and call.arg("groups", 1) != 1:

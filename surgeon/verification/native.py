@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
 from surgeon.memory import give_back
-from surgeon.models.native import real_inputs, reason
+from surgeon.models.inputs import real_inputs
+from surgeon.models.native import reason
 from surgeon.planning.plan import Plan
 from surgeon.verification.invariant import difference, expected, largest
 from surgeon.verification.shelf import shelve

@@ -13,14 +13,13 @@ import transformers as hf
 from torch import nn
 
 from surgeon.errors import ModelError
+from surgeon.models.inputs import BATCH, SEQUENCE, example_inputs, real_inputs
 from surgeon.models.layout import disk_names
 from surgeon.models.native import (
     build_config,
     build_meta,
-    example_inputs,
     field_value,
     numeric_fields,
-    real_inputs,
 )
 
 SMALL: dict[str, Any] = dict(
@@ -160,12 +159,21 @@ def test_special_ids_in_lists_are_kept_away_from() -> None:
 
 
 def test_an_input_that_cannot_be_made_up() -> None:
-    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    config = hf.Wav2Vec2Config(**small, conv_dim=(8,), conv_kernel=(3,), conv_stride=(2,))
-    module, _ = build_meta(config, hf.Wav2Vec2Model)
-    with pytest.raises(ModelError, match="Wav2Vec2Model reads input_values, which surgeon cannot") as caught:
+    module, _ = build_meta(hf.LlamaConfig(**SMALL), hf.LlamaForCausalLM)
+    module.main_input_name = "molecules"
+    with pytest.raises(ModelError, match="LlamaForCausalLM reads molecules, which surgeon cannot") as caught:
         real_inputs(module, 0)
     assert caught.value.code == "S211"
+
+
+def test_a_sound_makes_a_few_steps_of_its_convolutions() -> None:
+    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = hf.Wav2Vec2Config(
+        **small, conv_dim=(8, 8), conv_kernel=(10, 3), conv_stride=(5, 2), num_conv_pos_embeddings=4
+    )
+    model = hf.Wav2Vec2Model(config).eval()
+    with torch.no_grad():
+        assert model(**real_inputs(model, 0)).last_hidden_state.shape == (BATCH, SEQUENCE, 16)
 
 
 def test_fields() -> None:

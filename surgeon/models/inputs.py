@@ -1,0 +1,142 @@
+"""Inputs made up for a model of transformers by the names its forward takes: tokens, pictures, films, sounds.
+
+What shapes a model takes is read from its config; no class is known by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import ModelError, fail
+
+BATCH, SEQUENCE = 3, 7  # of the inputs that graphs are traced with and the proof runs on
+IMAGE_SIZE = 64  # where the config names none: the class takes any
+FRAMES = 48  # of a spectrogram whose length the class leaves open
+SAMPLES = 2048  # of a sound, where the config tells no convolutions
+
+
+def example_inputs(module: nn.Module) -> dict[str, Any]:
+    """Keyword inputs on meta, for capture: the shapes that the proof will run on.
+
+    Sizes are fixed: the class, not the graph, is the result, and a graph with symbolic sizes takes
+    three times as long to trace.
+    """
+    return {
+        name: value.to("meta") if isinstance(value, Tensor) else value
+        for name, value in real_inputs(module, seed=0).items()
+    }
+
+
+def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, Any]:
+    """Keyword inputs for one forward pass on CPU: random tokens with some padding, random pictures and
+    sounds. A model that generates can do with its main input; another gets all it takes.
+
+    Raises ModelError S211 when the model's main input is not known.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config: Any = module.config
+    accepted = set(inspect.signature(module.forward).parameters)
+    main = getattr(module, "main_input_name", "input_ids")
+    if main not in MAKERS:
+        raise fail(ModelError, "S211", f"{type(module).__name__} reads {main}, which surgeon cannot make up")
+    generates = getattr(module, "can_generate", lambda: False)()
+    wanted = [main, *(name for name in MAKERS if name in accepted and name != main and not generates)]
+    inputs: dict[str, Any] = {}
+    for name in wanted:
+        if name == "input_ids":
+            inputs |= _tokens(module, generator, padded)
+        else:
+            inputs[name] = torch.randn((BATCH, *MAKERS[name](config)), generator=generator)
+    if "decoder_input_ids" in accepted:
+        ids = inputs["input_ids"] if "input_ids" in inputs else _tokens(module, generator, False)["input_ids"]
+        inputs["decoder_input_ids"] = ids.flip(1)
+    if "use_cache" in accepted:
+        inputs["use_cache"] = False
+    return {name: value for name, value in inputs.items() if name in accepted}
+
+
+def _tokens(module: nn.Module, generator: torch.Generator, padded: bool) -> dict[str, Tensor]:
+    """Ids and their mask; the last of the sequences is padded."""
+    ordinary = _ordinary_ids(module.config)
+    if not len(ordinary):
+        raise fail(ModelError, "S220", f"{type(module.config).__name__} has an empty vocabulary")
+    books = getattr(module, "num_codebooks", 1)  # each codebook's ids are rows of their own
+    chosen = torch.randint(
+        len(ordinary), (BATCH * (books if isinstance(books, int) else 1), SEQUENCE), generator=generator
+    )
+    mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)
+    if padded:
+        mask[-1, SEQUENCE - 3 :] = 0
+    return {"input_ids": ordinary[chosen], "attention_mask": mask}
+
+
+def _ordinary_ids(config: Any) -> Tensor:
+    """The ids of the vocabulary that the config gives no special meaning, such as padding."""
+    text = config.get_text_config()
+    size = _stated(config, "vocab_size") if getattr(text, "vocab_size", None) is None else text.vocab_size
+    ordinary = torch.ones(size or 0, dtype=torch.bool)
+    for field, value in (*config.to_dict().items(), *text.to_dict().items()):
+        if field.endswith(("_token_id", "_token_ids", "_token_index")):
+            ids = value if isinstance(value, (list, tuple)) else [value]
+            for number in ids:
+                if isinstance(number, int) and 0 <= number < len(ordinary):
+                    ordinary[number] = False
+    return ordinary.nonzero().flatten() if ordinary.any() else torch.arange(len(ordinary))
+
+
+def _stated(config: Any, *fields: str) -> Any:
+    """The first of the fields that the config, or else one of those within it, gives a value."""
+    inner = [value for value in vars(config).values() if hasattr(value, "to_dict")]
+    for place in (config, *inner):
+        for field in fields:
+            if getattr(place, field, None) is not None:
+                return getattr(place, field)
+    return None
+
+
+def _picture(config: Any) -> tuple[int, ...]:
+    """Channels, height and width; of a film the number of pictures first."""
+    size = _stated(config, "image_size") or IMAGE_SIZE
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    channels = _stated(config, "num_channels", "in_channels", "in_chans") or 3
+    frames = _stated(config, "num_frames", "frames_per_clip")
+    return (*([frames] if frames else []), channels, height, width)
+
+
+def _sound(config: Any) -> tuple[int, ...]:
+    """As many samples as make SEQUENCE steps of the convolutions that read them; for a model that reads
+    spectrograms, its steps and frequencies."""
+    kernels, strides = _stated(config, "conv_kernel"), _stated(config, "conv_stride")
+    bins = _stated(config, "num_mel_bins")
+    if kernels and strides:
+        samples = SEQUENCE
+        for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+            samples = (samples - 1) * stride + kernel
+        return (samples,)
+    if bins is not None:
+        return _stated(config, "max_length") or FRAMES, bins
+    return (SAMPLES,)
+
+
+def _spectrogram(config: Any) -> tuple[int, ...]:
+    """Frequencies and steps where the config states how many positions there are, two steps each; else
+    steps and frequencies."""
+    bins, positions = _stated(config, "num_mel_bins"), _stated(config, "max_source_positions")
+    if bins is not None and positions is not None:
+        return bins, 2 * positions
+    return FRAMES, bins or _stated(config, "input_feat_per_channel", "feature_projection_input_dim") or 80
+
+
+MAKERS: Mapping[str, Callable[[Any], tuple[int, ...]]] = {
+    "input_ids": lambda config: (SEQUENCE,),
+    "pixel_values": _picture,
+    "pixel_values_videos": _picture,
+    "input_values": _sound,
+    "input_features": _spectrogram,
+}
+"""By the name of an input: the shape of one example."""
