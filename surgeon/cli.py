@@ -134,7 +134,7 @@ def _run_apply(recipe: str, model: str, out: Path, json_file: Path | None, optio
                 **options,
                 stage=progress.stage,
                 progress=progress.bytes,
-                planned=lambda plan: rendering.show_plan(console, plan),
+                planned=lambda plan, forecast: rendering.show_planned(console, plan, forecast),
             )
         rendering.show_report(console, result.report)
         for note in result.notes:
@@ -153,16 +153,24 @@ def _write_json(file: Path | None, content: dict[str, Any]) -> None:
 
 
 @app.command()
-def plan(recipe: RecipeArg, model: ModelArg, set_: Settings = None, json_file: JsonFile = None) -> None:
-    """Show what RECIPE would change in MODEL: dims, parameters, config, scales. Reads no weights."""
+def plan(
+    recipe: RecipeArg,
+    model: ModelArg,
+    set_: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where it would be written: says room and time there.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Show what RECIPE would change in MODEL, and what that takes. Reads no weights."""
     settings, console = _settings(set_), _console()
     with _stages(console) as stage:
         from surgeon import operations, rendering
 
         _quiet_libraries()
-        planned = operations.plan(recipe, model, settings=settings, stage=stage)
-    rendering.show_plan(console, planned)
-    _write_json(json_file, planned.as_dict())
+        planned, forecast = operations.plan_with_forecast(recipe, model, out, settings=settings, stage=stage)
+    rendering.show_planned(console, planned, forecast)
+    _write_json(json_file, planned.as_dict() | {"forecast": forecast.as_dict() if forecast else None})
 
 
 @app.command()

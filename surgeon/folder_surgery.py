@@ -21,7 +21,7 @@ from surgeon.checkpoints.writing import Shard, shards_of, write_index, write_sha
 from surgeon.errors import CheckpointError, fail
 from surgeon.language.syntax import Program
 from surgeon.models.source import TransformersSource
-from surgeon.models.stored import StoredModel, open_stored
+from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
 from surgeon.proof import not_preserved, prove_folders
 from surgeon.ranks import Ranks
@@ -34,7 +34,7 @@ from surgeon.verification.report import Report
 def apply_folder(
     surgery: Surgery,
     program: Program,
-    checkpoint: Checkpoint,
+    stored: StoredModel,
     delivery: Delivery,
     ranks: Ranks,
     stage: Stage,
@@ -46,9 +46,8 @@ def apply_folder(
     Raises NotPreserved S501 and S502 when the proof fails (the output is kept aside), CheckpointError S4xx
     for what cannot be read or written.
     """
-    stored = open_stored(surgery.subject.module, surgery.subject.anatomy.captured.aliases, checkpoint)
     assert surgery.module is not None and delivery.out is not None
-    out = delivery.out
+    out, checkpoint = delivery.out, stored.checkpoint
     layout = stored.layout.of(surgery.module)
     grown = GrownCheckpoint(stored, surgery.plan.transforms, layout, delivery.dtype, delivery.device)
     shards = shards_of(grown.specs(), delivery.shard_bytes)

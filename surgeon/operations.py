@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
-from surgeon.checkpoints.staging import refuse_existing, refuse_source
+from surgeon.checkpoints.reading import Checkpoint, holds_weights, open_checkpoint
+from surgeon.checkpoints.staging import refuse_existing, refuse_source, writing_to
 from surgeon.errors import CheckpointError, LanguageError, ModelError, fail
 from surgeon.folder_surgery import apply_folder
+from surgeon.forecast import Forecast, forecast_planned, forecast_stored
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
 from surgeon.language.syntax import Program, Recipe
@@ -34,7 +35,9 @@ from surgeon.result import Delivery, Result
 from surgeon.subject import Stage, Subject, Surgery, examine, plan_surgery, quiet
 from surgeon.verification.report import Report
 
-__all__ = ["Result", "apply", "device_of", "dims", "plan", "verify"]
+SHARD_SIZE = "5GB"
+
+__all__ = ["Result", "apply", "device_of", "dims", "plan", "plan_with_forecast", "verify"]
 
 
 def device_of(name: str) -> torch.device:
@@ -78,9 +81,34 @@ def plan(
     stage: Stage = quiet,
 ) -> Plan:
     """What `recipe` would change in `model`. Reads no weights. Raises SurgeonError."""
+    return plan_with_forecast(recipe, model, None, example_inputs, settings, stage)[0]
+
+
+def plan_with_forecast(
+    recipe: str | Path,
+    model: Any,
+    out: str | Path | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+    settings: Mapping[str, str] | None = None,
+    stage: Stage = quiet,
+) -> tuple[Plan, Forecast | None]:
+    """The plan, and for a transformers model what applying it will take: of the headers of its weights, or,
+    where only a config is there, as if all were of the dtype that it names. With `out` the disk there is
+    looked at, and a small file written to it and removed."""
     program, chosen = _read(recipe, settings, None)
-    subject = examine(_source(model, example_inputs), program, stage)
-    return plan_surgery(subject, chosen, program, stage).plan
+    source = _source(model, example_inputs)
+    subject = examine(source, program, stage)
+    surgery = plan_surgery(subject, chosen, program, stage)
+    if not isinstance(source, TransformersSource):
+        return surgery.plan, None
+    target = Path(out) if out is not None else None
+    delivery = Delivery(target, False, False, size_of(SHARD_SIZE), None, torch.device("cpu"))
+    with writing_to(target):
+        if source.folder is not None and holds_weights(source.folder):
+            return surgery.plan, forecast_stored(surgery, _opened(subject, source.folder), delivery)
+        dtype = getattr(source.config, "dtype", None)
+        known = dtype if isinstance(dtype, torch.dtype) else torch.float32
+        return surgery.plan, forecast_planned(surgery, delivery, known)
 
 
 def apply(
@@ -94,11 +122,11 @@ def apply(
     dtype: str | None = None,
     force: bool = False,
     resume: bool = False,
-    shard_size: str = "5GB",
+    shard_size: str = SHARD_SIZE,
     trust_remote_code: bool = False,
     stage: Stage = quiet,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    planned: Callable[[Plan], None] = lambda plan: None,
+    planned: Callable[[Plan, Forecast | None], None] = lambda plan, forecast: None,
 ) -> Result:
     """Grow `model` by `recipe`, write it to `out`, and prove that it computes the same function.
 
@@ -108,6 +136,7 @@ def apply(
         resume: go on where a stopped run of the same job was, and leave what is finished when stopped.
         shard_size: of the files written, at most, as in ``5GB``.
         progress: called with bytes written and bytes in all.
+        planned: called with the plan, and for a folder with what writing it will take.
 
     Raises NotPreserved S501 when the proof fails (the output is kept aside), SurgeonError otherwise.
     """
@@ -132,10 +161,18 @@ def apply(
 
     with joined() as ranks:
         program, surgery, checkpoint, delivery = ranks.agree(lambda: prepared(ranks))
-        planned(surgery.plan)
         if checkpoint is None:
+            planned(surgery.plan, None)
             return apply_module(surgery, delivery, stage)
-        return apply_folder(surgery, program, checkpoint, delivery, ranks, stage, progress)
+        subject, weights = surgery.subject, checkpoint
+        stored = ranks.agree(lambda: open_stored(subject.module, subject.anatomy.captured.aliases, weights))
+        planned(surgery.plan, ranks.from_first(lambda: _foreseen(surgery, stored, delivery)))
+        return apply_folder(surgery, program, stored, delivery, ranks, stage, progress)
+
+
+def _foreseen(surgery: Surgery, stored: StoredModel, delivery: Delivery) -> Forecast:
+    with writing_to(delivery.out):
+        return forecast_stored(surgery, stored, delivery)
 
 
 def _weights(source: Source, out: Path | None) -> Checkpoint | None:

@@ -110,7 +110,7 @@ def test_an_unexpected_failure_exits_3_without_a_traceback(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("surgeon.operations.plan", broken)
+    monkeypatch.setattr("surgeon.operations.plan_with_forecast", broken)
     assert run(monkeypatch, "plan", "hyperclone", "x") == 3
     assert "surgeon failed: RuntimeError: boom" in capsys.readouterr().err
 
@@ -121,7 +121,7 @@ def test_ctrl_c_is_one_message_and_exit_code_3(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("surgeon.operations.plan", stopped)
+    monkeypatch.setattr("surgeon.operations.plan_with_forecast", stopped)
     assert run(monkeypatch, "plan", "hyperclone", "x") == 3
     assert "stopped; nothing was left behind" in capsys.readouterr().err
 
