@@ -102,6 +102,7 @@ def apply(
         bool, typer.Option("--resume", help="Go on from what a stopped run finished; leave it when stopped.")
     ] = False,
     shard_size: Annotated[str, typer.Option(help="Of the files written, at most.")] = "5GB",
+    verify: Annotated[str, typer.Option(help="full; sample: some layers; none: the plan alone.")] = "full",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the model's code.")
     ] = False,
@@ -114,6 +115,7 @@ def apply(
         "force": force,
         "resume": resume,
         "shard_size": shard_size,
+        "verify": verify,
         "trust_remote_code": trust_remote_code,
     }
     _run_apply(recipe, model, out, json_file, options)

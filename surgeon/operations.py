@@ -123,6 +123,7 @@ def apply(
     force: bool = False,
     resume: bool = False,
     shard_size: str = SHARD_SIZE,
+    verify: str = "full",
     trust_remote_code: bool = False,
     stage: Stage = quiet,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -134,6 +135,7 @@ def apply(
         model: a folder, hub id, ``package.module:factory``, or a module with `example_inputs`.
         out: a folder; may be None for a plain module, whose grown module is then only returned.
         resume: go on where a stopped run of the same job was, and leave what is finished when stopped.
+        verify: ``full``, ``sample`` (some layers, and the result is not called preserved) or ``none``.
         shard_size: of the files written, at most, as in ``5GB``.
         progress: called with bytes written and bytes in all.
         planned: called with the plan, and for a folder with what writing it will take.
@@ -144,12 +146,22 @@ def apply(
 
     def prepared(ranks: Ranks) -> tuple[Program, Surgery, Checkpoint | None, Delivery]:
         """All that can be refused before anything is written, the cheapest first."""
-        delivery = Delivery(target, force, resume, size_of(shard_size), _dtype(dtype), device_of(device))
+        delivery = Delivery(
+            target,
+            force,
+            resume,
+            size_of(shard_size),
+            _dtype(dtype),
+            device_of(device),
+            _verification(verify),
+        )
         program, chosen = _read(recipe, settings, None)
         source = _source(model, example_inputs, trust_remote_code)
         checkpoint = _weights(source, target)
         if checkpoint is None and ranks.size > 1:
             raise fail(ModelError, "S209", "a plain module is grown by one process, not by several")
+        if checkpoint is None and delivery.verify != "full":
+            raise fail(ModelError, "S209", "a plain module is proved in full: --verify is for model folders")
         if target is not None:
             refuse_existing(target, force)
         return (
@@ -194,6 +206,12 @@ def size_of(text: str) -> int:
     if match is None or not int(match[1]):
         raise fail(CheckpointError, "S418", f"{text} is no size of a shard", expected="such as 5GB or 300MB")
     return int(match[1]) * 1000 ** " KMGT".index(match[2] or " ")
+
+
+def _verification(name: str) -> str:
+    if name not in ("full", "sample", "none"):
+        raise fail(CheckpointError, "S419", f"unknown way to verify: {name}", expected="full, sample or none")
+    return name
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

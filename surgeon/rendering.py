@@ -135,13 +135,19 @@ def show_report(console: Console, report: Report) -> None:
     table = _table("proof", "largest error", "tolerance", "")
     table.add_row("static", "", "", f"{report.static} ops typed, no open obligation")
     exact = report.exact
-    where = "" if exact.divergence is None else f"first at {exact.divergence.where}"
-    table.add_row(
-        "exact, float64",
-        f"{exact.outputs:.1e}",
-        f"{exact.tolerance:.1e}",
-        where or f"{exact.nodes} tensors, worst {exact.worst:.1e}",
-    )
+    if exact is not None:
+        where = "" if exact.divergence is None else f"first at {exact.divergence.where}"
+        table.add_row(
+            "exact, float64",
+            f"{exact.outputs:.1e}",
+            f"{exact.tolerance:.1e}",
+            where or f"{exact.nodes} tensors, worst {exact.worst:.1e}",
+        )
+    if report.sampled is not None:
+        layers, read = ", ".join(report.sampled.run), report.sampled.unlike
+        table.add_row("sample", "", "", f"ran {layers}, of {report.sampled.layers} layers")
+        told = f"{read} is not what the plan says" if read else f"{report.sampled.tensors} tensors as planned"
+        table.add_row("read back", "", "", told)
     if report.native is not None:
         n = report.native
         extra = [f"max {n.max_abs:.1e}", f"source's own noise {n.noise:.1e} (against {n.noise_against})"]
@@ -161,7 +167,7 @@ def show_report(console: Console, report: Report) -> None:
             note = f"copies of {least.label} get one gradient and never separate: add noise or uneven shares"
         table.add_row("trainable", "", "", note)
     console.print(table)
-    console.print("\nPreserved." if report.preserved else "\nNOT preserved.", style="bold")
+    console.print(f"\n{report.verdict}", style="bold")
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,21 @@ def test_an_output_that_fails_its_proof_is_kept_aside(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("way", "said"), [("none", "Not verified"), ("sample", "the whole was not.")])
+def test_what_was_not_checked_is_said_and_is_no_failure(
+    way: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    words = ["apply", "grow", model, "--out", tmp_path / "grown", "--device", "cpu", "--verify", way]
+    assert run(monkeypatch, *words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert said in shown and "Preserved." not in shown
+
+
 def test_help_and_check_load_no_torch() -> None:
     code = "import surgeon.cli, surgeon.language, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
