@@ -225,6 +225,8 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "conv_layer_strides": [[1], [2], [2], [2]],
         **LAST_STAGE,
     },
+    "wav2vec2-bert": {"vocab_size": 97, "feature_projection_input_dim": 24},
+    "wav2vec2-conformer": {"vocab_size": 97},
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "linear_attention"],
         "ngram_vocab_size_base": 50,

@@ -178,10 +178,17 @@ The message names what differs. Without --resume the shards are removed, and the
 All ranks read the same source and write to one folder beside the output: they need one file system.""",
     "S418": """--shard-size wants a number with a unit: 5GB, 300MB.
 Units are powers of 1000, as those of transformers are.""",
+    "S419": """--verify wants full, sample or none.
+full: both graphs in float64, and stock transformers. sample: the first, the last and two other layers of
+each stack and all that is outside of them, in float64, what was written of them read back; the whole is not
+called preserved. none: nothing beyond the plan's own equations.""",
     # ── S5xx: the proof ──────────────────────────────────────────────────────────────────────
     "S501": """The two graphs, run side by side in float64, differ by more than float64 explains.
 The first node at which they part is named. The output is kept aside in DIR.not-preserved.""",
     "S502": """The exact check holds, but stock transformers in the checkpoint's own dtype sees more error
 than the source's own rounding explains. The output is kept aside in DIR.not-preserved.""",
+    "S503": """A sample of the proof read a tensor back, and it is not what the plan says.
+Either the disk gave back other bytes than were written, or something else wrote there. The output is kept
+aside in DIR.not-preserved.""",
     "S900": """surgeon failed where it should not have. SURGEON_TRACEBACK=1 shows where; please report it.""",
 }

@@ -102,6 +102,7 @@ def apply(
         bool, typer.Option("--resume", help="Go on from what a stopped run finished; leave it when stopped.")
     ] = False,
     shard_size: Annotated[str, typer.Option(help="Of the files written, at most.")] = "5GB",
+    verify: Annotated[str, typer.Option(help="full; sample: some layers; none: the plan alone.")] = "full",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the model's code.")
     ] = False,
@@ -114,6 +115,7 @@ def apply(
         "force": force,
         "resume": resume,
         "shard_size": shard_size,
+        "verify": verify,
         "trust_remote_code": trust_remote_code,
     }
     _run_apply(recipe, model, out, json_file, options)
@@ -134,7 +136,7 @@ def _run_apply(recipe: str, model: str, out: Path, json_file: Path | None, optio
                 **options,
                 stage=progress.stage,
                 progress=progress.bytes,
-                planned=lambda plan: rendering.show_plan(console, plan),
+                planned=lambda plan, forecast: rendering.show_planned(console, plan, forecast),
             )
         rendering.show_report(console, result.report)
         for note in result.notes:
@@ -153,16 +155,24 @@ def _write_json(file: Path | None, content: dict[str, Any]) -> None:
 
 
 @app.command()
-def plan(recipe: RecipeArg, model: ModelArg, set_: Settings = None, json_file: JsonFile = None) -> None:
-    """Show what RECIPE would change in MODEL: dims, parameters, config, scales. Reads no weights."""
+def plan(
+    recipe: RecipeArg,
+    model: ModelArg,
+    set_: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where it would be written: says room and time there.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Show what RECIPE would change in MODEL, and what that takes. Reads no weights."""
     settings, console = _settings(set_), _console()
     with _stages(console) as stage:
         from surgeon import operations, rendering
 
         _quiet_libraries()
-        planned = operations.plan(recipe, model, settings=settings, stage=stage)
-    rendering.show_plan(console, planned)
-    _write_json(json_file, planned.as_dict())
+        planned, forecast = operations.plan_with_forecast(recipe, model, out, settings=settings, stage=stage)
+    rendering.show_planned(console, planned, forecast)
+    _write_json(json_file, planned.as_dict() | {"forecast": forecast.as_dict() if forecast else None})
 
 
 @app.command()

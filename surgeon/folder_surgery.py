@@ -21,9 +21,9 @@ from surgeon.checkpoints.writing import Shard, shards_of, write_index, write_sha
 from surgeon.errors import CheckpointError, fail
 from surgeon.language.syntax import Program
 from surgeon.models.source import TransformersSource
-from surgeon.models.stored import StoredModel, open_stored
+from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
-from surgeon.proof import not_preserved, prove_folders
+from surgeon.proof import not_preserved, prove_folders, prove_sample
 from surgeon.ranks import Ranks
 from surgeon.result import Delivery, Result, record_of
 from surgeon.rewriting.checkpoint import GrownCheckpoint
@@ -34,7 +34,7 @@ from surgeon.verification.report import Report
 def apply_folder(
     surgery: Surgery,
     program: Program,
-    checkpoint: Checkpoint,
+    stored: StoredModel,
     delivery: Delivery,
     ranks: Ranks,
     stage: Stage,
@@ -46,9 +46,8 @@ def apply_folder(
     Raises NotPreserved S501 and S502 when the proof fails (the output is kept aside), CheckpointError S4xx
     for what cannot be read or written.
     """
-    stored = open_stored(surgery.subject.module, surgery.subject.anatomy.captured.aliases, checkpoint)
     assert surgery.module is not None and delivery.out is not None
-    out = delivery.out
+    out, checkpoint = delivery.out, stored.checkpoint
     layout = stored.layout.of(surgery.module)
     grown = GrownCheckpoint(stored, surgery.plan.transforms, layout, delivery.dtype, delivery.device)
     shards = shards_of(grown.specs(), delivery.shard_bytes)
@@ -80,7 +79,7 @@ def apply_folder(
         stage("expanding and writing")
         ranks.agree(write)
         report, notes = ranks.from_first(
-            lambda: _finish(surgery, stored, delivery, out, folder, shards, stage)
+            lambda: _finish(surgery, stored, grown, delivery, out, folder, shards, stage)
         )
     return Result(surgery.plan, report, None, out, notes)
 
@@ -111,6 +110,7 @@ def _job(program: Program, checkpoint: Checkpoint, delivery: Delivery, shards: l
 def _finish(
     surgery: Surgery,
     stored: StoredModel,
+    grown: GrownCheckpoint,
     delivery: Delivery,
     out: Path,
     folder: Path,
@@ -125,17 +125,35 @@ def _finish(
         carried = carry_files(source.folder, folder)
         said = say_grown_sizes(folder, carried, surgery.file_fields, plan.config_changes)
         _write_config(source, plan, folder, delivery.dtype)
-        stage("proof: both graphs in float64")
-        report = prove_folders(surgery, stored, source.folder, folder, delivery.dtype, delivery.device, stage)
+        report = _proved(surgery, stored, grown, delivery, source.folder, folder, stage)
         stored.checkpoint.refuse_changes()
         notes = (*_notes(stored, source.model_class), *said)
         record = record_of(surgery, report, source.name) | {"notes": notes}
         write_surgery(folder, record)
         write_card(folder, source.name, record)
-        if not report.preserved:
+        if report.failed:
             Journal(folder).forget()
             raise not_preserved(report, set_aside(folder, out))
     return report, notes
+
+
+def _proved(
+    surgery: Surgery,
+    stored: StoredModel,
+    grown: GrownCheckpoint,
+    delivery: Delivery,
+    source: Path,
+    folder: Path,
+    stage: Stage,
+) -> Report:
+    """As much of the proof as was asked for."""
+    if delivery.verify == "none":
+        return Report(len(surgery.plan.anatomy.calls), None, verified="none")
+    if delivery.verify == "sample":
+        stage("proof: some layers in float64")
+        return prove_sample(surgery, stored, grown, folder, delivery.device)
+    stage("proof: both graphs in float64")
+    return prove_folders(surgery, stored, source, folder, delivery.dtype, delivery.device, stage)
 
 
 def _notes(stored: StoredModel, model_class: Any) -> tuple[str, ...]:

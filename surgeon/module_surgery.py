@@ -47,7 +47,7 @@ def apply_module(surgery: Surgery, delivery: Delivery, stage: Stage) -> Result:
     if out is not None:
         stage("writing")
         _write_module(surgery, report, module, out, delivery.force, args)
-    if not report.preserved:
+    if report.failed:
         raise not_preserved(report, None)
     return Result(plan, report, module, out)
 
@@ -62,5 +62,5 @@ def _write_module(
         write_checkpoint(folder, specs, lambda name: (kept[name],))
         torch.export.save(export(module, args), folder / "model.pt2")
         write_surgery(folder, record_of(surgery, report, surgery.subject.source.name))
-        if not report.preserved:
+        if report.failed:
             raise not_preserved(report, set_aside(folder, out))

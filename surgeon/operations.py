@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
-from surgeon.checkpoints.staging import refuse_existing, refuse_source
+from surgeon.checkpoints.reading import Checkpoint, holds_weights, open_checkpoint
+from surgeon.checkpoints.staging import refuse_existing, refuse_source, writing_to
 from surgeon.errors import CheckpointError, LanguageError, ModelError, fail
 from surgeon.folder_surgery import apply_folder
+from surgeon.forecast import Forecast, forecast_planned, forecast_stored
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
 from surgeon.language.syntax import Program, Recipe
@@ -34,7 +35,9 @@ from surgeon.result import Delivery, Result
 from surgeon.subject import Stage, Subject, Surgery, examine, plan_surgery, quiet
 from surgeon.verification.report import Report
 
-__all__ = ["Result", "apply", "device_of", "dims", "plan", "verify"]
+SHARD_SIZE = "5GB"
+
+__all__ = ["Result", "apply", "device_of", "dims", "plan", "plan_with_forecast", "verify"]
 
 
 def device_of(name: str) -> torch.device:
@@ -78,9 +81,34 @@ def plan(
     stage: Stage = quiet,
 ) -> Plan:
     """What `recipe` would change in `model`. Reads no weights. Raises SurgeonError."""
+    return plan_with_forecast(recipe, model, None, example_inputs, settings, stage)[0]
+
+
+def plan_with_forecast(
+    recipe: str | Path,
+    model: Any,
+    out: str | Path | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+    settings: Mapping[str, str] | None = None,
+    stage: Stage = quiet,
+) -> tuple[Plan, Forecast | None]:
+    """The plan, and for a transformers model what applying it will take: of the headers of its weights, or,
+    where only a config is there, as if all were of the dtype that it names. With `out` the disk there is
+    looked at, and a small file written to it and removed."""
     program, chosen = _read(recipe, settings, None)
-    subject = examine(_source(model, example_inputs), program, stage)
-    return plan_surgery(subject, chosen, program, stage).plan
+    source = _source(model, example_inputs)
+    subject = examine(source, program, stage)
+    surgery = plan_surgery(subject, chosen, program, stage)
+    if not isinstance(source, TransformersSource):
+        return surgery.plan, None
+    target = Path(out) if out is not None else None
+    delivery = Delivery(target, False, False, size_of(SHARD_SIZE), None, torch.device("cpu"))
+    with writing_to(target):
+        if source.folder is not None and holds_weights(source.folder):
+            return surgery.plan, forecast_stored(surgery, _opened(subject, source.folder), delivery)
+        dtype = getattr(source.config, "dtype", None)
+        known = dtype if isinstance(dtype, torch.dtype) else torch.float32
+        return surgery.plan, forecast_planned(surgery, delivery, known)
 
 
 def apply(
@@ -94,11 +122,12 @@ def apply(
     dtype: str | None = None,
     force: bool = False,
     resume: bool = False,
-    shard_size: str = "5GB",
+    shard_size: str = SHARD_SIZE,
+    verify: str = "full",
     trust_remote_code: bool = False,
     stage: Stage = quiet,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    planned: Callable[[Plan], None] = lambda plan: None,
+    planned: Callable[[Plan, Forecast | None], None] = lambda plan, forecast: None,
 ) -> Result:
     """Grow `model` by `recipe`, write it to `out`, and prove that it computes the same function.
 
@@ -106,8 +135,10 @@ def apply(
         model: a folder, hub id, ``package.module:factory``, or a module with `example_inputs`.
         out: a folder; may be None for a plain module, whose grown module is then only returned.
         resume: go on where a stopped run of the same job was, and leave what is finished when stopped.
+        verify: ``full``, ``sample`` (some layers, and the result is not called preserved) or ``none``.
         shard_size: of the files written, at most, as in ``5GB``.
         progress: called with bytes written and bytes in all.
+        planned: called with the plan, and for a folder with what writing it will take.
 
     Raises NotPreserved S501 when the proof fails (the output is kept aside), SurgeonError otherwise.
     """
@@ -115,12 +146,22 @@ def apply(
 
     def prepared(ranks: Ranks) -> tuple[Program, Surgery, Checkpoint | None, Delivery]:
         """All that can be refused before anything is written, the cheapest first."""
-        delivery = Delivery(target, force, resume, size_of(shard_size), _dtype(dtype), device_of(device))
+        delivery = Delivery(
+            target,
+            force,
+            resume,
+            size_of(shard_size),
+            _dtype(dtype),
+            device_of(device),
+            _verification(verify),
+        )
         program, chosen = _read(recipe, settings, None)
         source = _source(model, example_inputs, trust_remote_code)
         checkpoint = _weights(source, target)
         if checkpoint is None and ranks.size > 1:
             raise fail(ModelError, "S209", "a plain module is grown by one process, not by several")
+        if checkpoint is None and delivery.verify != "full":
+            raise fail(ModelError, "S209", "a plain module is proved in full: --verify is for model folders")
         if target is not None:
             refuse_existing(target, force)
         return (
@@ -132,10 +173,18 @@ def apply(
 
     with joined() as ranks:
         program, surgery, checkpoint, delivery = ranks.agree(lambda: prepared(ranks))
-        planned(surgery.plan)
         if checkpoint is None:
+            planned(surgery.plan, None)
             return apply_module(surgery, delivery, stage)
-        return apply_folder(surgery, program, checkpoint, delivery, ranks, stage, progress)
+        subject, weights = surgery.subject, checkpoint
+        stored = ranks.agree(lambda: open_stored(subject.module, subject.anatomy.captured.aliases, weights))
+        planned(surgery.plan, ranks.from_first(lambda: _foreseen(surgery, stored, delivery)))
+        return apply_folder(surgery, program, stored, delivery, ranks, stage, progress)
+
+
+def _foreseen(surgery: Surgery, stored: StoredModel, delivery: Delivery) -> Forecast:
+    with writing_to(delivery.out):
+        return forecast_stored(surgery, stored, delivery)
 
 
 def _weights(source: Source, out: Path | None) -> Checkpoint | None:
@@ -157,6 +206,12 @@ def size_of(text: str) -> int:
     if match is None or not int(match[1]):
         raise fail(CheckpointError, "S418", f"{text} is no size of a shard", expected="such as 5GB or 300MB")
     return int(match[1]) * 1000 ** " KMGT".index(match[2] or " ")
+
+
+def _verification(name: str) -> str:
+    if name not in ("full", "sample", "none"):
+        raise fail(CheckpointError, "S419", f"unknown way to verify: {name}", expected="full, sample or none")
+    return name
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

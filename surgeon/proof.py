@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
 from surgeon.errors import CheckpointError, NotPreserved, fail
@@ -13,6 +15,7 @@ from surgeon.models.native import reason
 from surgeon.models.source import TransformersSource
 from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
+from surgeon.rewriting.checkpoint import GrownCheckpoint
 from surgeon.subject import Stage, Surgery
 from surgeon.verification.coexecution import Coexecution, Pair, coexecute
 from surgeon.verification.native import (
@@ -23,7 +26,8 @@ from surgeon.verification.native import (
     refuse_other_graph,
     told_of_stock,
 )
-from surgeon.verification.report import Report
+from surgeon.verification.report import Report, Sampled
+from surgeon.verification.sampling import draw
 from surgeon.verification.trainability import Asymmetry, gradient_asymmetry, watched_nodes
 
 
@@ -75,6 +79,45 @@ def prove_folders(
     return Report(len(plan.anatomy.calls), run.report, native, trained, untrained)
 
 
+def prove_sample(
+    surgery: Surgery,
+    stored: StoredModel,
+    grown: GrownCheckpoint,
+    grown_folder: Path,
+    device: torch.device,
+) -> Report:
+    """The exact check of some of the repeated layers, and whether their tensors and those outside of layers
+    were written as the plan says. Stock transformers is not run."""
+    subject, plan = surgery.subject, surgery.plan
+    sample = draw(plan)
+    inputs = real_inputs(subject.module, seed=0)
+    buffers = {**subject.buffers, **stored.buffers()}
+    pair = Pair(plan, stored.read, inputs, None, surgery.grown_buffers, buffers, sample=sample)
+    run = coexecute(pair, device, watched_nodes(plan) - sample.unrun - sample.stands.keys())
+    trained, untrained = trainability(plan, run)
+    captured = plan.anatomy.captured
+    held = {**captured.parameters, **captured.buffers}
+    names = {n for placeholder, n in held.items() if placeholder not in sample.unrun}
+    disks = {stored.names[n] for n in names if n in stored.names}
+    disks.update(d for b in stored.layout.bundles if names.intersection(b.held) for d in b.stored)
+    written = open_checkpoint(grown_folder)
+    unlike = next((d for d in sorted(disks) if not _written_so(grown.produce(d), written.read(d))), None)
+    sampled = Sampled(sample.layers, sample.run, len(disks), unlike)
+    return Report(
+        len(plan.anatomy.calls), run.report, None, trained, untrained, verified="sample", sampled=sampled
+    )
+
+
+def _written_so(blocks: Iterable[Tensor], written: Tensor) -> bool:
+    """Whether a tensor is bit for bit the one whose rows are `blocks`."""
+    row, same = 0, True
+    for block in blocks:
+        part = written[row : row + len(block)] if block.ndim else written
+        same = same and torch.equal(block.cpu().reshape(part.shape), part)
+        row += len(block) if block.ndim else 0
+    return same
+
+
 def trainability(plan: Plan, run: Coexecution) -> tuple[tuple[Asymmetry, ...] | None, str | None]:
     """How far apart the copies' gradients are, or why that is not known: an op of the user's own need
     not have a backward."""
@@ -101,12 +144,15 @@ def main_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def not_preserved(report: Report, aside: Path | None) -> NotPreserved:
-    """The error that tells of a failed proof, S501 or S502; `aside` is where the output is kept."""
+    """The error that tells of a failed proof, S501, S502 or S503; `aside` is where the output is kept."""
     kept = f"the output is kept aside in {aside}" if aside else None
-    if report.exact.divergence is not None:
+    if report.exact is not None and report.exact.divergence is not None:
         d = report.exact.divergence
         message = f"the grown model computes something else: first at {d.where}, relative error {d.error:.2e}"
         return fail(NotPreserved, "S501", message, notes=(kept,) if kept else ())
+    if report.sampled is not None and report.sampled.unlike is not None:
+        message = f"{report.sampled.unlike} was not written as the plan says"
+        return fail(NotPreserved, "S503", message, notes=(kept,) if kept else ())
     assert report.native is not None
     message = (
         f"stock transformers sees a relative error of {report.native.relative:.2e} in {report.native.dtype}, "

@@ -10,11 +10,13 @@ from typing import Any
 
 import networkx as nx
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
 from surgeon.errors import PlanError, fail
+from surgeon.forecast import Forecast
 from surgeon.graph.inference import Anatomy
 from surgeon.planning.plan import Plan
 from surgeon.verification.report import Report
@@ -95,18 +97,57 @@ def show_plan(console: Console, plan: Plan) -> None:
     )
 
 
+def show_planned(console: Console, plan: Plan, forecast: Forecast | None) -> None:
+    """The plan, and what it takes where that is known."""
+    show_plan(console, plan)
+    if forecast is not None:
+        show_forecast(console, forecast)
+
+
+def show_forecast(console: Console, forecast: Forecast) -> None:
+    """What an apply will take."""
+    files = f"{forecast.shards} shards" if forecast.shards > 1 else "one file"
+    console.print(
+        f"Reads {decimal(forecast.bytes_in)}, writes {decimal(forecast.bytes_out)} in {files}; "
+        f"about {decimal(forecast.memory)} of memory beyond the interpreter's.",
+        soft_wrap=True,
+    )
+    if forecast.room is not None and forecast.seconds is not None:
+        free, rate = decimal(forecast.room.free), decimal(int(forecast.room.rate))
+        console.print(
+            f"{forecast.room.place} has {free} free; at its {rate}/s writing takes about "
+            f"{_span(forecast.seconds)}, before the proof.",
+            soft_wrap=True,
+        )
+    console.print()
+
+
+def _span(seconds: float) -> str:
+    """A time as one says it."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 1 else "a second"
+
+
 def show_report(console: Console, report: Report) -> None:
     """The four parts of the proof."""
     table = _table("proof", "largest error", "tolerance", "")
     table.add_row("static", "", "", f"{report.static} ops typed, no open obligation")
     exact = report.exact
-    where = "" if exact.divergence is None else f"first at {exact.divergence.where}"
-    table.add_row(
-        "exact, float64",
-        f"{exact.outputs:.1e}",
-        f"{exact.tolerance:.1e}",
-        where or f"{exact.nodes} tensors, worst {exact.worst:.1e}",
-    )
+    if exact is not None:
+        where = "" if exact.divergence is None else f"first at {exact.divergence.where}"
+        table.add_row(
+            "exact, float64",
+            f"{exact.outputs:.1e}",
+            f"{exact.tolerance:.1e}",
+            where or f"{exact.nodes} tensors, worst {exact.worst:.1e}",
+        )
+    if report.sampled is not None:
+        layers, read = ", ".join(report.sampled.run), report.sampled.unlike
+        table.add_row("sample", "", "", f"ran {layers}, of {report.sampled.layers} layers")
+        told = f"{read} is not what the plan says" if read else f"{report.sampled.tensors} tensors as planned"
+        table.add_row("read back", "", "", told)
     if report.native is not None:
         n = report.native
         extra = [f"max {n.max_abs:.1e}", f"source's own noise {n.noise:.1e} (against {n.noise_against})"]
@@ -126,7 +167,7 @@ def show_report(console: Console, report: Report) -> None:
             note = f"copies of {least.label} get one gradient and never separate: add noise or uneven shares"
         table.add_row("trainable", "", "", note)
     console.print(table)
-    console.print("\nPreserved." if report.preserved else "\nNOT preserved.", style="bold")
+    console.print(f"\n{report.verdict}", style="bold")
 
 
 @dataclass(frozen=True)

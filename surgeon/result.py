@@ -26,6 +26,7 @@ class Delivery:
     shard_bytes: int
     dtype: torch.dtype | None  # None for each tensor's own
     device: torch.device
+    verify: str = "full"  # or sample, or none
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,14 @@ def write_card(folder: Path, source: str, record: Mapping[str, Any]) -> None:
     fence = "```"
     while fence in record["recipe_text"]:
         fence += "`"
+    claim = ", computing the same function" if proof["preserved"] else ""
+    if (exact := proof["exact"]) is None:
+        proved = proof["verdict"]
+    else:
+        proved = (
+            f"{proof['verdict']} Worst relative error of the outputs in float64: {exact['outputs']:.2e}\n"
+            f"(tolerance {exact['tolerance']:.2e})."
+        )
     rows = "\n".join(f"| {d['label']} | {d['size']} | {d['target']} | {d['dims']} |" for d in plan["dims"])
     card = f"""---
 {base}tags: [surgeon, model-growth]
@@ -136,14 +144,13 @@ library_name: transformers
 # {name}, grown
 
 Grown from `{name}` by surgeon with the recipe `{plan["recipe"]}`: {plan["parameters"]["source"]:,} to
-{plan["parameters"]["target"]:,} parameters, computing the same function.
+{plan["parameters"]["target"]:,} parameters{claim}.
 
 | dim | from | to | how many |
 |---|---|---|---|
 {rows}
 
-Worst relative error of the outputs in float64: {proof["exact"]["outputs"]:.2e}
-(tolerance {proof["exact"]["tolerance"]:.2e}). The whole plan and proof are in `surgery.json`.
+{proved} The whole plan and proof are in `surgery.json`.
 
 {fence}
 {record["recipe_text"].strip()}

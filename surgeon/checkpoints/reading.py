@@ -142,6 +142,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     raise fail(CheckpointError, "S401", f"{folder} holds no {SINGLE}", help="is the download complete?")
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether there are weights that :func:`open_checkpoint` would open."""
+    return is_file(folder / SINGLE) or is_file(folder / INDEX)
+
+
 def is_file(path: Path) -> bool:
     """Whether a file is there to be read, perhaps behind a link. Raises CheckpointError S403 where there
     is something else: a folder, a pipe, or a link that leads nowhere."""

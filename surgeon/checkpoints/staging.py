@@ -89,9 +89,18 @@ def refuse_source(out: Path, folder: Path) -> None:
 
 def refuse_existing(out: Path, force: bool) -> None:
     """Raises CheckpointError S410 for an output that may not be replaced, S412 where it cannot stand."""
-    try:
+    with writing_to(out):
         _refuse(_absolute(out), out, force)
+
+
+@contextlib.contextmanager
+def writing_to(out: Path | None) -> Iterator[None]:
+    """Raises CheckpointError S411 or S412 for what the system refuses to do at `out`."""
+    try:
+        yield
     except OSError as error:
+        if out is None:
+            raise
         raise _write_error(out, error) from error
 
 

@@ -45,6 +45,16 @@ LAYERS: Mapping[type[nn.Module], str] = {
 """How torch's layers read their parameters, where a trace does not show it."""
 
 
+def _weight_norm(direction: Tensor, gain: Tensor, dim: int = 0) -> Tensor:
+    """``direction · gain / ‖direction‖``, the norm over all axes but one (Salimans and Kingma 2016)."""
+    others = [i for i in range(direction.ndim) if i != dim % direction.ndim]
+    return direction * (gain / torch.linalg.vector_norm(direction, 2, others, keepdim=True))
+
+
+PARTS: Mapping[Any, Any] = {torch.ops.aten._weight_norm.default: _weight_norm}
+"""Ops that torch keeps whole, by the parts that rules speak of."""
+
+
 @dataclass(frozen=True)
 class Captured:
     """A graph with what each of its placeholders is."""
@@ -132,7 +142,7 @@ def capture(
                 program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
                 _name_dtypes(program.graph)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
-                    program = program.run_decompositions({})
+                    program = program.run_decompositions(dict(PARTS))
                     _drop_copies(program.graph)
             program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
     except Exception as error:

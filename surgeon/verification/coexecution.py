@@ -22,6 +22,7 @@ from surgeon.planning.transforms import Transform
 from surgeon.rewriting.weights import expand, row_blocks
 from surgeon.verification.execution import Executor, Rows, Weight, promoted, schedule
 from surgeon.verification.invariant import difference, expected, largest
+from surgeon.verification.sampling import Sample
 
 FLOAT64_EPSILON = 2.0**-52
 ROUNDING_FACTOR = 8  # grown sums hold several copies, each rounded on its own
@@ -68,6 +69,7 @@ class Pair:
         held_buffers: those that the checkpoint of `grown` holds.
         rounded_to: the dtype that `grown` was rounded to when it was written. The tolerance at a node is
             then ROUNDING_FACTOR times what rounding the source's own weights so does up to there.
+        sample: of the graph; None for all of it.
     """
 
     plan: Plan
@@ -78,6 +80,7 @@ class Pair:
     source_buffers: Mapping[str, Tensor] = field(default_factory=dict)
     held_buffers: Mapping[str, Tensor] = field(default_factory=dict)
     rounded_to: torch.dtype | None = None
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,11 @@ def coexecute(pair: Pair, device: torch.device, watched: frozenset[str] = frozen
     plan = pair.plan
     left, right = Executor(device), Executor(device)
     shaken = Executor(device) if pair.rounded_to is not None else None
-    nodes = schedule(plan.anatomy.captured.nodes)
-    last_use = {user: node for node in nodes for user in node.all_input_nodes}
+    stands = pair.sample.stands if pair.sample is not None else {}
+    unrun = pair.sample.unrun if pair.sample is not None else frozenset()
+    nodes = [node for node in schedule(plan.anatomy.captured.nodes) if node.name not in unrun]
+    reads = {node: _read_by(node, stands, plan) for node in nodes}
+    last_use = {used: node for node in nodes for used in reads[node]}
     tolerance = FLOAT64_EPSILON * ROUNDINGS_PER_NODE * max(1, len(plan.anatomy.calls))
     worst, outputs, checked, noise = 0.0, 0.0, 0, 0.0
     divergence: Divergence | None = None
@@ -112,7 +118,12 @@ def coexecute(pair: Pair, device: torch.device, watched: frozenset[str] = frozen
                 output = _first_float(right.values.get(n.name) for n in results)
                 source = _first_float(left.values.get(n.name) for n in results)
                 break
-            left.values[node.name], right.values[node.name] = _step(node, pair, left, right, bool(watched))
+            if node.name in stands:
+                for side in (left, right):
+                    side.values[node.name] = side.values[stands[node.name]]
+            else:
+                made = _step(node, pair, left, right, bool(watched))
+                left.values[node.name], right.values[node.name] = made
             if node.name in watched:
                 kept[node.name] = _watch(right, node.name)
             if shaken is not None and pair.rounded_to is not None:
@@ -128,12 +139,17 @@ def coexecute(pair: Pair, device: torch.device, watched: frozenset[str] = frozen
             worst = max(worst, error)
             if error > tolerance and divergence is None:
                 divergence = Divergence(node.name, plan.anatomy.where(node.name), error)
-            for used in node.all_input_nodes:
+            for used in reads[node]:
                 if last_use.get(used) is node:
                     for executor in (left, right, shaken):
                         if executor is not None:
                             executor.values.pop(used.name, None)
     return Coexecution(ExactReport(outputs, worst, tolerance, checked, divergence), output, kept, source)
+
+
+def _read_by(node: fx.Node, stands: Mapping[str, str], plan: Plan) -> list[fx.Node]:
+    """The nodes whose values a node reads, or the one whose value stands for it."""
+    return [plan.anatomy.nodes[stands[node.name]]] if node.name in stands else node.all_input_nodes
 
 
 def _step(node: fx.Node, pair: Pair, left: Executor, right: Executor, graded: bool) -> tuple[Any, Any]:

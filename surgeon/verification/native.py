@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
 from surgeon.memory import give_back
-from surgeon.models.inputs import real_inputs
+from surgeon.models.inputs import MAKERS, real_inputs
 from surgeon.models.native import reason
 from surgeon.planning.plan import Plan
 from surgeon.verification.invariant import difference, expected, largest
@@ -134,16 +134,23 @@ def observe(
     model: Any, dtype: torch.dtype, generates: bool = True, unloaded: tuple[str, ...] = ()
 ) -> Observed:
     """Run a stock model on random inputs, some of them padded."""
-    device = next(model.parameters()).device
     several = [real_inputs(model, seed) for seed in SEEDS]
-    inputs = {
-        name: torch.cat([i[name] for i in several]).to(device) if isinstance(value, Tensor) else value
-        for name, value in several[0].items()
-    }
-    with torch.no_grad():
-        result = model(**{name: _cast(value, dtype) for name, value in inputs.items()})
-    output = next(v for v in result.values() if isinstance(v, Tensor)).double()
+    if len(MAKERS.keys() & several[0].keys()) > 1:  # it may hold all examples of a batch against each other
+        output = torch.cat([_first_output(model, inputs, dtype) for inputs in several])
+    else:
+        joined = {
+            name: torch.cat([i[name] for i in several]) if isinstance(value, Tensor) else value
+            for name, value in several[0].items()
+        }
+        output = _first_output(model, joined, dtype)
     return Observed(dtype, output, _has_logits(model), _greedy(model) if generates else None, unloaded)
+
+
+def _first_output(model: Any, inputs: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        result = model(**{name: _cast(value, dtype, device) for name, value in inputs.items()})
+    return next(v for v in result.values() if isinstance(v, Tensor)).double()
 
 
 def compare_stock(
@@ -180,8 +187,10 @@ def _equal(tokens: Tensor, others: Tensor | None) -> bool:
     return others is not None and torch.equal(tokens, others)
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+def _cast(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else value.dtype)
 
 
 def _has_logits(model: nn.Module) -> bool:

@@ -11,27 +11,66 @@ from surgeon.verification.trainability import Asymmetry
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """What a sample of the proof looked at: which repeated layers, of how many. Of every tensor that they
+    and the rest of the model read, what was written was read back; `unlike` is the first that was not what
+    the plan says."""
+
+    layers: int
+    run: tuple[str, ...]
+    tensors: int
+    unlike: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.unlike is None
+
+
+@dataclass(frozen=True)
 class Report:
     """The four parts of the proof. `static` is the number of nodes whose invariant is known; parts
-    that were not run are None."""
+    that were not run are None. `verified` is full, sample or none."""
 
     static: int
-    exact: ExactReport
+    exact: ExactReport | None
     native: NativeReport | None = None
     trainability: tuple[Asymmetry, ...] | None = None
     untrained: str | None = None  # why trainability was not run
+    verified: str = "full"
+    sampled: Sampled | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether something that was checked is wrong."""
+        return any(part is not None and not part.passed for part in (self.exact, self.native, self.sampled))
 
     @property
     def preserved(self) -> bool:
-        return self.exact.passed and (self.native is None or self.native.passed)
+        """Whether all was checked, and nothing is wrong: a sample proves no whole."""
+        return self.verified == "full" and not self.failed
+
+    @property
+    def verdict(self) -> str:
+        """The proof in one sentence, which claims no more than was checked."""
+        if self.failed:
+            return "NOT preserved."
+        if self.sampled is not None:
+            run = f"{len(self.sampled.run)} of {self.sampled.layers} repeated layers"
+            return (
+                f"Sampled: {run} and what is outside of them were checked, without stock transformers; "
+                "the whole was not."
+            )
+        return "Preserved." if self.preserved else "Not verified: only the plan says that it is the same."
 
     def as_dict(self) -> dict[str, Any]:
         """The proof as JSON values."""
-        exact = asdict(self.exact)
         return {
             "preserved": self.preserved,
+            "verified": self.verified,
+            "verdict": self.verdict,
             "static": {"nodes": self.static, "open_obligations": 0},
-            "exact": exact | {"passed": self.exact.passed},
+            "exact": asdict(self.exact) | {"passed": self.exact.passed} if self.exact else None,
+            "sampled": asdict(self.sampled) if self.sampled else None,
             "native": asdict(self.native) | {"passed": self.native.passed} if self.native else None,
             "untrained": self.untrained,
             "trainability": [asdict(a) for a in self.trainability] if self.trainability is not None else None,

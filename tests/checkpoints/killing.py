@@ -2,6 +2,7 @@
 
 torch and transformers are imported once; each run is a process forked from this one, which never
 computes anything itself. A run is killed at any time, while it writes and proves, or at its very end.
+Every fourth one is a run with ``--resume`` that went on from a killed one, and is gone on from in turn.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from surgeon import cli
+from surgeon.checkpoints.journal import DONE
 from surgeon.checkpoints.staging import staging
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOMENTS = ("any", "writing", "end")
+SHARD = "8KB"  # of the runs that resume: five files
 FORKED = 0.005  # seconds until the forked process is in ``main``
 
 
@@ -46,6 +49,9 @@ class Trial:
     accepted_half: bool = False  # stock from_pretrained took a leftover without all its weights
     source_same: bool = True
     cleared: bool = True  # the next run left nothing of this one's
+    resumed: bool = False  # it went on from the shards of a killed run
+    taken_up: int = 0  # shards that were finished when it began
+    ended: str = ""  # resumed: what the next run with --resume made of it
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -84,8 +90,10 @@ class Campaign:
         assert state is not None
         self.state = state
         self.begins, self.ends = spans[-1]
+        self.undisturbed(folder / "shards" / "out", True)
+        self.sharded = contents(folder / "shards" / "out")
 
-    def start(self, out: Path, force: bool) -> int:
+    def start(self, out: Path, force: bool, resume: bool = False) -> int:
         """A forked process that runs ``surgeon apply``."""
         out.parent.mkdir(exist_ok=True)
         ready, done = os.pipe()
@@ -100,7 +108,7 @@ class Campaign:
             for descriptor, name in ((1, "stdout"), (2, "stderr")):
                 os.dup2(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
             sys.argv = ["surgeon", "apply", "grow", str(self.source), "--out", str(out), "--device", "cpu"]
-            sys.argv += ["--force"] * force
+            sys.argv += ["--force"] * force + ["--resume", "--shard-size", SHARD] * resume
             os.write(done, b"!")
             cli.main()
         except SystemExit as leaving:
@@ -110,10 +118,10 @@ class Campaign:
             sys.stderr.flush()
             os._exit(code)
 
-    def undisturbed(self, out: Path) -> tuple[float, float]:
+    def undisturbed(self, out: Path, resume: bool = False) -> tuple[float, float]:
         """When a run begins to write, and when it ends, in seconds."""
         start = time.perf_counter()
-        process = self.start(out, False)
+        process = self.start(out, False, resume)
         until(lambda: hidden(out) or ended(process))
         begins = time.perf_counter() - start
         code = wait(process)
@@ -127,29 +135,39 @@ class Campaign:
         if force:
             out.mkdir(parents=True)
             (out / "old").write_text("old")
-        process = self.start(out, force)
+        resumed = number % 4 == 3
+        if resumed:
+            self.interrupt(out, force)
+        taken_up = finished_shards(out)
+        process = self.start(out, force, resumed)
         if moment == "any":
             delay = rng.uniform(FORKED, 1.1 * self.ends)
         elif moment == "writing":
             until(lambda: hidden(out) or ended(process))
-            delay = rng.uniform(0, self.ends - self.begins)
+            delay = rng.uniform(0, self.ends - self.begins) + self.begins * resumed  # the folder is there
         else:
             until(lambda: any((p / "surgery.json").exists() for p in hidden(out)) or ended(process))
             delay = rng.uniform(0, 0.01)
         time.sleep(delay)
         os.kill(process, which)  # a process that has ended is there until it is waited for
         trial = Trial(which.name, moment, force, delay, wait(process))
+        trial.resumed, trial.taken_up = resumed, taken_up
         trial.error = (self.folder / "stderr").read_text()
         self.examine(trial, out)
         shutil.rmtree(out.parent)
         return trial
 
+    def interrupt(self, out: Path, force: bool) -> None:
+        """Kill a run with ``--resume`` once a shard of it is finished."""
+        process = self.start(out, force, True)
+        until(lambda: finished_shards(out) or ended(process))
+        os.kill(process, signal.SIGKILL)
+        wait(process)
+
     def examine(self, trial: Trial, out: Path) -> None:
         if out.exists():
-            found = contents(out)
-            trial.target = (
-                "finished" if found == self.whole else "old" if list(found) == ["old"] else str(found)
-            )
+            found, whole = contents(out), self.sharded if trial.resumed else self.whole
+            trial.target = "finished" if found == whole else "old" if list(found) == ["old"] else str(found)
         left = hidden(out)
         trial.left = len(left)
         for folder in left:
@@ -159,6 +177,9 @@ class Campaign:
                 and all(torch.equal(state[name], self.state[name]) for name in state)
             )
         trial.source_same = contents(self.source) == self.before
+        if trial.resumed:
+            code = wait(self.start(out, True, True))
+            trial.ended = "finished" if code == 0 and contents(out) == self.sharded else f"exit code {code}"
         before = contents(out)
         with contextlib.suppress(InterruptedError), staging(out, True):
             raise InterruptedError
@@ -167,6 +188,11 @@ class Campaign:
 
 def hidden(out: Path) -> list[Path]:
     return list(out.parent.glob(".*"))
+
+
+def finished_shards(out: Path) -> int:
+    """Shards of killed runs that were noted to be finished."""
+    return sum(len(list(folder.glob(f".*{DONE}"))) for folder in hidden(out))
 
 
 def ended(process: int) -> bool:

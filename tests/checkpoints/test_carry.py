@@ -25,7 +25,7 @@ RECORD = {
         "parameters": {"source": 1000, "target": 2000},
         "dims": [{"label": "ffn", "size": 8, "target": 16, "dims": 2}],
     },
-    "proof": {"exact": {"outputs": 1e-15, "tolerance": 1e-12}},
+    "proof": {"preserved": True, "verdict": "Preserved.", "exact": {"outputs": 1e-15, "tolerance": 1e-12}},
 }
 
 

@@ -24,6 +24,7 @@ from surgeon.errors import CheckpointError
 
 KILLS = int(os.environ.get("SURGEON_KILLS", "9"))
 SEED = int(os.environ.get("SURGEON_SEED", "0"))
+LEFT = "stopped; shards that were finished are left for --resume\n"
 NOTHING = "stopped; nothing was left behind\n"
 
 
@@ -54,8 +55,17 @@ def test_a_signal_that_can_be_caught_is_one_message_and_nothing_left(kills: list
             assert kill["code"] == 3, kill
             assert kill["error"].startswith("stopped; ") and kill["error"].endswith("finished before that\n")
         else:
-            assert kill["code"] == 3 and kill["error"] == NOTHING, kill
-        assert kill["left"] == 0 or kill["code"] == -signal.SIGKILL, kill
+            # A run that had not got to its start yet has nothing of its own to leave.
+            said = (LEFT, NOTHING) if kill["resumed"] else (NOTHING,)
+            assert kill["code"] == 3 and kill["error"] in said, kill
+        assert kill["left"] == 0 or kill["resumed"] or kill["code"] == -signal.SIGKILL, kill
+
+
+def test_a_killed_run_that_had_resumed_is_gone_on_with(kills: list[dict[str, Any]]) -> None:
+    resumed = [kill for kill in kills if kill["resumed"]]
+    assert len(resumed) == KILLS // 4
+    for kill in resumed:
+        assert kill["taken_up"] > 0 and kill["ended"] == "finished", kill
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ def test_an_unexpected_failure_exits_3_without_a_traceback(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("surgeon.operations.plan", broken)
+    monkeypatch.setattr("surgeon.operations.plan_with_forecast", broken)
     assert run(monkeypatch, "plan", "hyperclone", "x") == 3
     assert "surgeon failed: RuntimeError: boom" in capsys.readouterr().err
 
@@ -121,7 +121,7 @@ def test_ctrl_c_is_one_message_and_exit_code_3(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("surgeon.operations.plan", stopped)
+    monkeypatch.setattr("surgeon.operations.plan_with_forecast", stopped)
     assert run(monkeypatch, "plan", "hyperclone", "x") == 3
     assert "stopped; nothing was left behind" in capsys.readouterr().err
 
@@ -156,6 +156,21 @@ def test_an_output_that_fails_its_proof_is_kept_aside(
     assert (tmp_path / "grown.not-preserved" / "model.safetensors").is_file()
     shutil.rmtree(tmp_path / "grown.not-preserved")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("way", "said"), [("none", "Not verified"), ("sample", "the whole was not.")])
+def test_what_was_not_checked_is_said_and_is_no_failure(
+    way: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    words = ["apply", "grow", model, "--out", tmp_path / "grown", "--device", "cpu", "--verify", way]
+    assert run(monkeypatch, *words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert said in shown and "Preserved." not in shown
 
 
 def test_help_and_check_load_no_torch() -> None:
