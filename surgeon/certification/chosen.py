@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -35,9 +36,18 @@ def _reduce(op: Any) -> Iterable[Case]:
 
 
 def _window(op: Any) -> Iterable[Case]:
-    spatial = int(str(op).split("pool")[1][0])
+    name = str(op)
+    spatial = int(re.findall(r"(\d)d", name)[0])
     shape = (2, 3, *(6, 4, 5)[:spatial])
-    adaptive = "adaptive" in str(op)
+    if "upsample" in name:
+        aligned = () if "nearest" in name else (False,)
+        op = getattr(aten, name.split(".")[1]).default
+        yield from _calls(op, (shape, ([7] * spatial, *aligned)), (shape, ([3] * spatial, *aligned)))
+        return
+    if "_pad" in name:
+        yield from _calls(op, (shape, ([1, 2] * spatial,)), (shape[1:], ([0, 1] * spatial,)))
+        return
+    adaptive = "adaptive" in name
     for size in (2, 1) if adaptive else (2, 3):
         yield from _calls(op, (shape, ([size] * spatial,)), (shape[1:], ([size] * spatial,)))
 
@@ -195,6 +205,12 @@ TABLE: dict[str, list[Case]] = {
     ],
     "aten.select_scatter": [(lambda x, y: aten.select_scatter.default(x, y, 1, 2), ((3, 4), (3,)))],
     "aten.flip": _calls(aten.flip.default, ((3, 4), ([0],)), ((3, 4, 2), ([1, -1],))),
+    "aten.roll": _calls(aten.roll.default, ((3, 4), ([1], [0])), ((3, 4, 2), ([1, -1], [1, -1]))),
+    "aten.group_norm": [
+        (lambda x, w, b: aten.group_norm.default(x, 2, w, b), ((2, 6, 3), (6,), (6,))),
+        (lambda x, w, b: aten.group_norm.default(x, 1, w, b), ((2, 4, 3, 2), (4,), (4,))),
+        (lambda x: aten.group_norm.default(x, 3), ((2, 6, 4),)),
+    ],
     "aten.cumsum": _calls(aten.cumsum.default, ((3, 4), (0,)), ((2, 3, 4), (-1,))),
     "aten.cumprod": _calls(aten.cumprod.default, ((3, 4), (0,)), ((2, 3, 4), (-1,))),
     "aten.logcumsumexp": _calls(aten.logcumsumexp.default, ((3, 4), (0,)), ((2, 3, 4), (-1,))),
