@@ -51,7 +51,16 @@ def _weight_norm(direction: Tensor, gain: Tensor, dim: int = 0) -> Tensor:
     return direction * (gain / torch.linalg.vector_norm(direction, 2, others, keepdim=True))
 
 
-PARTS: Mapping[Any, Any] = {torch.ops.aten._weight_norm.default: _weight_norm}
+def _gated(x: Tensor, dim: int = -1) -> Tensor:
+    """One half of an axis, gated by the other."""
+    value, gate = x.chunk(2, dim)
+    return value * torch.sigmoid(gate)
+
+
+PARTS: Mapping[Any, Any] = {
+    torch.ops.aten._weight_norm.default: _weight_norm,
+    torch.ops.aten.glu.default: _gated,
+}
 """Ops that torch keeps whole, by the parts that rules speak of."""
 
 
@@ -192,7 +201,7 @@ def _is_plain(node: fx.Node, known: Container[str]) -> bool:
     name = op_name(node)
     composite = target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     spoken_of = name in known or name.rpartition(".")[0] in known
-    return not target._schema.is_mutable and (spoken_of or not composite)
+    return not target._schema.is_mutable and target not in PARTS and (spoken_of or not composite)
 
 
 def dynamic_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

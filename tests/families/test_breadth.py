@@ -39,6 +39,7 @@ SAMPLE = {
     "PoolFormerForImageClassification": "a norm of groups",
     "CLIPModel": "two towers, every example held against every other",
     "Wav2Vec2ForCTC": "sounds, a convolution whose weight is normed",
+    "Wav2Vec2BertForCTC": "spectrograms, one half of an axis gated by the other",
 }
 
 
