@@ -41,7 +41,7 @@ SOURCES: dict[str, dict[str, int]] = {  # by name: sizes of a GPT-NeoX, or of a 
 }
 
 
-def make_source(name: str, folder: Path) -> None:
+def make_source(name: str, folder: str) -> None:
     import torch
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -65,12 +65,13 @@ def run(command: list[str]) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss * 1024 / GIB
 
 
-def stages(source: Path, out: Path) -> dict[str, float]:
+def stages(source: str, target: str) -> dict[str, float]:
     """Seconds of each stage of an apply within this process, and of plainly writing its bytes."""
     from safetensors.torch import load_file, save_file
 
     import surgeon
 
+    out = Path(target)
     marks: list[tuple[str, float]] = []
     surgeon.apply("hyperclone", source, out, stage=lambda text: marks.append((text, time.perf_counter())))
     marks.append(("end", time.perf_counter()))
@@ -91,12 +92,12 @@ def largest(source: Path) -> float:
     return max(entry.bytes for entry in open_checkpoint(source).entries.values()) / GIB
 
 
-PARTS = {"source": lambda name, folder: make_source(str(name), folder), "stages": stages}
+PARTS = {"source": make_source, "stages": stages}
 WRITE, PLAIN = "expanding and writing", "plainly writing the same bytes"
 CLI = [sys.executable, "-m", "surgeon", "apply", "hyperclone"]
 
 
-def part(name: str, source: Path, out: Path) -> dict[str, float]:
+def part(name: str, source: str | Path, out: Path) -> dict[str, float]:
     """Run one part of this file in a process of its own."""
     command = [sys.executable, __file__, "--part", name, str(source), str(out)]
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # as the command line has it
@@ -115,7 +116,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         if options.part:
             name, source, out = options.part
-            print(json.dumps(PARTS[name](Path(source), Path(out)) or {}))
+            print(json.dumps(PARTS[name](source, out) or {}))
         elif options.memory:
             memory(Path(temporary))
         else:
@@ -126,7 +127,7 @@ def memory(folder: Path) -> None:
     """Print the peak of one apply for each source."""
     for name in [name for name in SOURCES if name.startswith("llama")]:
         source, out = folder / name, folder / "grown"
-        part("source", Path(name), source)
+        part("source", name, source)
         seconds, peak = run([*CLI, str(source), "--force", "--out", str(out)])
         print(f"{name:16} {seconds:6.1f} s, peak {peak:.2f} GiB, largest tensor {largest(source):.2f} GiB")
         shutil.rmtree(source)
@@ -135,7 +136,7 @@ def memory(folder: Path) -> None:
 def rounds(name: str, number: int, against: str | None, folder: Path) -> None:
     """Print medians over `number` rounds of the growth of one source."""
     source = folder / "source"
-    part("source", Path(name), source)
+    part("source", name, source)
     walls: list[tuple[float, float]] = []
     others: list[tuple[float, float]] = []
     timed: dict[str, list[float]] = {}

@@ -123,7 +123,7 @@ of heads, for one.""",
     "S302": """Two axes meet that cannot be one, so what they consist of cannot grow.
 Growing fails closed: an op whose axes do not fit its rule stops every dim that reaches it.""",
     "S303": """A softmax runs over the dim: more channels would change what it sums to.""",
-    "S304": """The dim is a spatial extent of a convolution or pooling window.""",
+    "S304": """The dim is a spatial extent of a convolution or window, or one that is resized or padded.""",
     "S305": """The dim is sliced by a length known only when the model runs.""",
     "S306": """The dim is read by position: copies would stand where something else was.""",
     "S307": """An op's rule says that the dim is frozen (a vocabulary is).""",

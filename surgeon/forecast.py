@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from surgeon.checkpoints.writing import BLOCKS_UNDER_WAY, Shard, Spec, shards_of
+from surgeon.graph.places import op_name
 from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
 from surgeon.result import Delivery
@@ -24,12 +25,12 @@ from surgeon.rewriting.checkpoint import GrownCheckpoint
 from surgeon.rewriting.noise import draws_whole
 from surgeon.rewriting.weights import BLOCK_ELEMENTS, expand, row_blocks
 from surgeon.subject import Surgery
+from surgeon.verification.execution import ROWWISE
 
 TRIED_BLOCKS = 16
 TRIED_BYTES = 32 * 1024 * 1024  # written to the output's disk, to see how fast it is
 WORK, EXACT = 4, 8  # bytes of an element in the arithmetic of growing, and in that of the proof
 TEMPORARIES = 4  # of its size: the block, its shares, its noise, and what is written
-READ_ROWWISE = ("aten.linear.default", "aten.embedding.default")
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _proving(plan: Plan, shards: Sequence[Shard]) -> int:
     exact = 0
     captured = plan.anatomy.captured
     for node in captured.nodes:
-        if node.op == "placeholder" or str(node.target) in READ_ROWWISE:
+        if node.op == "placeholder" or op_name(node) in ROWWISE:
             continue
         for used in node.all_input_nodes:
             transform = plan.transforms.get(captured.parameters.get(used.name, ""))

@@ -105,7 +105,9 @@ def plan_with_forecast(
     delivery = Delivery(target, False, False, size_of(SHARD_SIZE), None, torch.device("cpu"))
     with writing_to(target):
         if source.folder is not None and holds_weights(source.folder):
-            return surgery.plan, forecast_stored(surgery, _opened(subject, source.folder), delivery)
+            return surgery.plan, forecast_stored(
+                surgery, _opened(subject, open_checkpoint(source.folder)), delivery
+            )
         dtype = getattr(source.config, "dtype", None)
         known = dtype if isinstance(dtype, torch.dtype) else torch.float32
         return surgery.plan, forecast_planned(surgery, delivery, known)
@@ -176,8 +178,8 @@ def apply(
         if checkpoint is None:
             planned(surgery.plan, None)
             return apply_module(surgery, delivery, stage)
-        subject, weights = surgery.subject, checkpoint
-        stored = ranks.agree(lambda: open_stored(subject.module, subject.anatomy.captured.aliases, weights))
+        weights = checkpoint
+        stored = ranks.agree(lambda: _opened(surgery.subject, weights))
         planned(surgery.plan, ranks.from_first(lambda: _foreseen(surgery, stored, delivery)))
         return apply_folder(surgery, program, stored, delivery, ranks, stage, progress)
 
@@ -223,8 +225,8 @@ def _dtype(name: str | None) -> torch.dtype | None:
     return known[name]
 
 
-def _opened(subject: Subject, folder: Path) -> StoredModel:
-    return open_stored(subject.module, subject.anatomy.captured.aliases, open_checkpoint(folder))
+def _opened(subject: Subject, checkpoint: Checkpoint) -> StoredModel:
+    return open_stored(subject.module, subject.anatomy.captured.aliases, checkpoint)
 
 
 # ── two given models ─────────────────────────────────────────────────────────────────────
@@ -248,7 +250,10 @@ def verify(source: Any, target: Any, *, device: str = "auto", stage: Stage = qui
     recipe = Recipe("verify", (), ())
     native = compare(subject.anatomy, grown.anatomy.captured, subject.buffers, grown.buffers)
     plan = plan_growth(subject.anatomy, recipe, native, grown.anatomy.captured)
-    old, new = _opened(subject, small.folder), _opened(grown, large.folder)
+    old, new = (
+        _opened(part, open_checkpoint(folder))
+        for part, folder in ((subject, small.folder), (grown, large.folder))
+    )
     surgery = Surgery(subject, plan, large.config, grown.module, grown.buffers)
     stage("proof: both graphs in float64")
     return prove_folders(surgery, old, small.folder, large.folder, None, where, stage, grown=new)

@@ -23,7 +23,7 @@ from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from surgeon.errors import ModelError, fail
 from surgeon.graph.branches import Branches
-from surgeon.graph.places import ASSERTION, is_machinery, op_name, place_of, short
+from surgeon.graph.places import ASSERTION, is_machinery, op_name, overload_name, place_of, short
 from surgeon.graph.reading import Reading, within
 
 SYMBOL_SIZES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
@@ -61,7 +61,7 @@ PARTS: Mapping[Any, Any] = {
     torch.ops.aten._weight_norm.default: _weight_norm,
     torch.ops.aten.glu.default: _gated,
 }
-"""Ops that torch keeps whole, by the parts that rules speak of."""
+"""Ops that torch keeps whole, by parts that rules speak of; a rule for the op itself goes before them."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ def capture(
                 program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
                 _name_dtypes(program.graph)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
-                    program = program.run_decompositions(dict(PARTS))
+                    parts = {op: made for op, made in PARTS.items() if not _spoken_of(op, known)}
+                    program = program.run_decompositions(parts)
                     _drop_copies(program.graph)
             program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
     except Exception as error:
@@ -198,10 +199,15 @@ def _is_plain(node: fx.Node, known: Container[str]) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return not isinstance(target, torch._ops.HigherOrderOperator)
-    name = op_name(node)
     composite = target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-    spoken_of = name in known or name.rpartition(".")[0] in known
-    return not target._schema.is_mutable and target not in PARTS and (spoken_of or not composite)
+    has_parts = composite or target in PARTS
+    return not target._schema.is_mutable and (_spoken_of(target, known) or not has_parts)
+
+
+def _spoken_of(op: torch._ops.OpOverload, known: Container[str]) -> bool:
+    """Whether a rule speaks of an op, with or without its overload."""
+    name = overload_name(op)
+    return name in known or name.rpartition(".")[0] in known
 
 
 def dynamic_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

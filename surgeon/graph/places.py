@@ -40,9 +40,14 @@ def op_name(node: fx.Node) -> str:
     """``aten.linear.default`` for an op; the target's own name otherwise."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
-        namespace, name = target._schema.name.split("::")
-        return f"{namespace}.{name}.{target._overloadname}"
+        return overload_name(target)
     return getattr(target, "__name__", str(target))
+
+
+def overload_name(op: torch._ops.OpOverload) -> str:
+    """``aten.linear.default``."""
+    namespace, name = op._schema.name.split("::")
+    return f"{namespace}.{name}.{op._overloadname}"
 
 
 def place_of(node: fx.Node) -> Place:

@@ -1,4 +1,4 @@
-"""Kinds of ops that work on pictures and signals: convolutions, pooling windows, patches.
+"""Kinds of ops that work on pictures and signals: convolutions, norms of groups, windows, patches.
 
 Spatial extents are pinned; channels, and their groups, go along.
 """
@@ -90,7 +90,7 @@ def _each_by_itself(call: Call, i: int, spatial: int) -> bool:
 
 
 def window(call: Call, store: Store) -> Outputs:
-    """Pooling over the last axes; those with windows of one position go along."""
+    """Pooling, resizing or padding of the last axes; those with windows of one position go along."""
     axes = call.axes(call.args[0])
     outputs = []
     for shape in call.shapes:
@@ -99,7 +99,7 @@ def window(call: Call, store: Store) -> Outputs:
         for i in pooled(call):
             out[i] = store.fresh(shape[i], f"{call.node.name}[{i}]")
             for axis in (axes[i], out[i]):
-                store.pin(axis, "S304", "it is a spatial extent of a pooling window")
+                store.pin(axis, "S304", "it is a spatial extent that the op works along")
         outputs.append(tuple(out))
     return outputs
 

@@ -42,16 +42,16 @@ def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, 
     config: Any = module.config
     accepted = set(inspect.signature(module.forward).parameters)
     main = getattr(module, "main_input_name", "input_ids")
-    if main not in MAKERS:
+    if main not in MADE:
         raise fail(ModelError, "S211", f"{type(module).__name__} reads {main}, which surgeon cannot make up")
     generates = getattr(module, "can_generate", lambda: False)()
-    wanted = [main, *(name for name in MAKERS if name in accepted and name != main and not generates)]
+    others = () if generates else (name for name in MADE if name in accepted and name != main)
     inputs: dict[str, Any] = {}
-    for name in wanted:
-        if name == "input_ids":
-            inputs |= _tokens(module, generator, padded)
+    for name in (main, *others):
+        if name in SHAPES:
+            inputs[name] = torch.randn((BATCH, *SHAPES[name](config)), generator=generator)
         else:
-            inputs[name] = torch.randn((BATCH, *MAKERS[name](config)), generator=generator)
+            inputs |= _tokens(module, generator, padded)
     if "decoder_input_ids" in accepted:
         ids = inputs["input_ids"] if "input_ids" in inputs else _tokens(module, generator, False)["input_ids"]
         inputs["decoder_input_ids"] = ids.flip(1)
@@ -60,15 +60,18 @@ def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, 
     return {name: value for name, value in inputs.items() if name in accepted}
 
 
+def holds_several(inputs: Mapping[str, Any]) -> bool:
+    """Whether a model is given more than one thing to look at, such as pictures and words."""
+    return sum(name in MADE for name in inputs) > 1
+
+
 def _tokens(module: nn.Module, generator: torch.Generator, padded: bool) -> dict[str, Tensor]:
     """Ids and their mask; the last of the sequences is padded."""
     ordinary = _ordinary_ids(module.config)
     if not len(ordinary):
         raise fail(ModelError, "S220", f"{type(module.config).__name__} has an empty vocabulary")
-    books = getattr(module, "num_codebooks", 1)  # each codebook's ids are rows of their own
-    chosen = torch.randint(
-        len(ordinary), (BATCH * (books if isinstance(books, int) else 1), SEQUENCE), generator=generator
-    )
+    rows = BATCH * getattr(module, "num_codebooks", 1)  # each codebook's ids are rows of their own
+    chosen = torch.randint(len(ordinary), (rows, SEQUENCE), generator=generator)
     mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)
     if padded:
         mask[-1, SEQUENCE - 3 :] = 0
@@ -78,8 +81,8 @@ def _tokens(module: nn.Module, generator: torch.Generator, padded: bool) -> dict
 def _ordinary_ids(config: Any) -> Tensor:
     """The ids of the vocabulary that the config gives no special meaning, such as padding."""
     text = config.get_text_config()
-    size = _stated(config, "vocab_size") if getattr(text, "vocab_size", None) is None else text.vocab_size
-    ordinary = torch.ones(size or 0, dtype=torch.bool)
+    size = _stated(text, "vocab_size") or _stated(config, "vocab_size") or 0
+    ordinary = torch.ones(size, dtype=torch.bool)
     for field, value in (*config.to_dict().items(), *text.to_dict().items()):
         if field.endswith(("_token_id", "_token_ids", "_token_index")):
             ids = value if isinstance(value, (list, tuple)) else [value]
@@ -132,11 +135,13 @@ def _spectrogram(config: Any) -> tuple[int, ...]:
     return FRAMES, bins or _stated(config, "input_feat_per_channel", "feature_projection_input_dim") or 80
 
 
-MAKERS: Mapping[str, Callable[[Any], tuple[int, ...]]] = {
-    "input_ids": lambda config: (SEQUENCE,),
+SHAPES: Mapping[str, Callable[[Any], tuple[int, ...]]] = {
     "pixel_values": _picture,
     "pixel_values_videos": _picture,
     "input_values": _sound,
     "input_features": _spectrogram,
 }
-"""By the name of an input: the shape of one example."""
+"""By the name of an input that is made of random numbers: the shape of one example."""
+
+MADE = ("input_ids", *SHAPES)
+"""What a model may look at, as far as it can be made up."""

@@ -360,7 +360,9 @@ class Equations(Positional):
         if call.value(weight := call.arg("weight")) is not None:
             cells = as_cells(cells + self.of(weight).reshape(along))
         if call.value(bias := call.arg("bias")) is not None:
-            cells = self.equal_all([cells, self.of(bias).reshape(along)], name, "a bias of another scale")
+            cells = self.equal_all(
+                [cells, self.of(bias).reshape(along)], name, "a bias of another scale is added"
+            )
         return cells
 
     def _repeat(self, call: Call) -> Cells:

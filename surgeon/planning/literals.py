@@ -57,10 +57,8 @@ def _changed(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
         changed.update(_strided(call, anatomy, maps))
     elif kind == "slice":
         changed.update(_slice(call, maps))
-    elif kind == "select" and isinstance(call.arg("index"), int):
-        axes = call.axes(call.args[0])
-        axis = axes[call.axis_arg(call.arg("dim", 0), len(axes))]
-        changed["index"] = _bound(call.arg("index"), axis, maps)
+    elif kind == "select":
+        changed.update(_select(call, maps))
     elif kind == "group_norm":
         changed["num_groups"] = maps.target_size(normalised_groups(call, anatomy.store)[0])
     elif kind == "split" and "unbind" not in str(call.node.target):
@@ -118,9 +116,19 @@ def _strided(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
     return {"size": _sizes(call.arg("size"), out.axes, maps), "stride": strides}
 
 
-def _slice(call: Call, maps: Maps) -> dict[str, Any]:
+def _worked(call: Call) -> Axis:
+    """The axis of the first argument that the op takes something of."""
     axes = call.axes(call.args[0])
-    axis = axes[call.axis_arg(call.arg("dim", 0), len(axes))]
+    return axes[call.axis_arg(call.arg("dim", 0), len(axes))]
+
+
+def _select(call: Call, maps: Maps) -> dict[str, Any]:
+    axis, at = _worked(call), call.arg("index")
+    return {"index": _bound(at, axis, maps)} if isinstance(at, int) and maps.grows(axis) else {}
+
+
+def _slice(call: Call, maps: Maps) -> dict[str, Any]:
+    axis = _worked(call)
     if not maps.grows(axis):
         return {}
     if call.arg("step", 1) != 1:  # it starts in the first stride and runs to the end

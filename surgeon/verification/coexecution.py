@@ -65,7 +65,7 @@ class Pair:
         inputs: by placeholder name.
         grown: reads a grown parameter; by default the source's, expanded by the plan in float64.
         grown_buffers: the grown class's own buffers, for the channels that are new.
-        source_buffers: the source's buffers that its checkpoint does not hold or `source` does not read.
+        source_buffers: the source's buffers that `source` does not read.
         held_buffers: those that the checkpoint of `grown` holds.
         rounded_to: the dtype that `grown` was rounded to when it was written. The tolerance at a node is
             then ROUNDING_FACTOR times what rounding the source's own weights so does up to there.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
 from surgeon.memory import give_back
-from surgeon.models.inputs import MAKERS, real_inputs
+from surgeon.models.inputs import holds_several, real_inputs
 from surgeon.models.native import reason
 from surgeon.planning.plan import Plan
 from surgeon.verification.invariant import difference, expected, largest
@@ -135,7 +135,7 @@ def observe(
 ) -> Observed:
     """Run a stock model on random inputs, some of them padded."""
     several = [real_inputs(model, seed) for seed in SEEDS]
-    if len(MAKERS.keys() & several[0].keys()) > 1:  # it may hold all examples of a batch against each other
+    if holds_several(several[0]):  # it may hold all examples of a batch against each other
         output = torch.cat([_first_output(model, inputs, dtype) for inputs in several])
     else:
         joined = {

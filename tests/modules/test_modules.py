@@ -296,3 +296,24 @@ def test_what_a_forward_pass_rewrites_is_no_result(tmp_path: Path) -> None:
     file = recipe(tmp_path, ['axis("inward.weight", 0) by 2'])
     planned = surgeon.plan(file, randomised(Rescaled()), example_inputs=(inputs((4, 5), False),))
     assert planned.transforms["outward.weight"].describe() == "share(1) symmetric"
+
+
+class Picked(nn.Module):
+    """Reads one position of two axes laid into one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.b(torch.relu(self.a(x)))
+        return rows.reshape(x.shape[0], 16, 3)[:, 6]
+
+
+def test_a_position_within_a_product_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "wide.surgery"
+    file.write_text('recipe wide() {\n    grow axis("a.weight", 0) by 2\n    preserve logits\n}\n')
+    module, x = randomised(Picked()), inputs((2, 4, 4, 6), False)
+    result = surgeon.apply(file, module, example_inputs=(x,), device="cpu")
+    assert result.report.preserved and result.model is not None
+    torch.testing.assert_close(result.model(x), module(x), rtol=1e-6, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,8 @@ def test_they_are_copied_as_their_channels_are(folders: tuple[Path, Path]) -> No
     assert means and all(torch.equal(after[n], before[n].repeat(2)) for n in means)
 
 
-def test_a_wrong_one_is_found_where_it_is_read(folders: tuple[Path, Path]) -> None:
-    source, grown = folders
+def test_a_wrong_one_is_found_where_it_is_read(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    source, grown = folders[0], shutil.copytree(folders[1], tmp_path / "wrong")
     assert surgeon.verify(source, grown, device="cpu").preserved
     tensors = load_file(grown / "model.safetensors")
     name = next(n for n in sorted(tensors) if "stages.1" in n and n.endswith("running_mean"))
