@@ -50,9 +50,47 @@ SIZES: tuple[tuple[str, int], ...] = (  # the first pattern that matches a whole
     (r"patch_size", 8),
     (r"relative_attention_num_buckets", 8),
     (r"num_mel_bins", 16),
+    (r"num_queries|num_query_tokens", 5),
+    (r"encoder_hidden_dim|projection_size|reassemble_hidden_size|pooler_output_size", 64),
+    (r"fusion_hidden_size|bottleneck_features|projector_out_channels", 20),
+    (r"head_hidden_size|auxiliary_channels", 12),
+    (r"neck_out_channels", 24),
+    (r"upsample_groups", 4),
 )
 
 LAST_STAGE: dict[str, Any] = {"out_features": None, "out_indices": None}  # as the class sets them itself
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+RESNET: dict[str, Any] = {
+    "model_type": "resnet",
+    "embedding_size": 16,
+    "hidden_sizes": [16, 24, 32, 40],
+    "depths": [1, 1, 1, 1],
+    "out_features": STAGES[1:],
+}
+HGNET: dict[str, Any] = {
+    "model_type": "hgnet_v2",
+    "embedding_size": 16,
+    "hidden_sizes": [24, 28, 32, 40],
+    "depths": [1, 1, 1, 1],
+    "stem_channels": [3, 8, 16],
+    "stage_in_channels": [16, 24, 28, 32],
+    "stage_mid_channels": [8, 12, 14, 18],
+    "stage_out_channels": [24, 28, 32, 40],
+    "stage_num_blocks": [1, 1, 1, 1],
+    "stage_numb_of_layers": [2, 2, 2, 2],
+    "out_features": STAGES[1:],
+}
+ANCHORED: dict[str, Any] = {  # detectors that choose among the positions of three stages
+    "backbone_config": {**RESNET, "model_type": "rt_detr_resnet"},
+    "encoder_in_channels": [24, 32, 40],
+    "decoder_in_channels": [64, 64, 64],
+}
+DOCUMENT: dict[str, Any] = {
+    "backbone_config": HGNET,
+    "encoder_in_channels": [28, 32, 40],
+    "decoder_in_channels": [64, 64, 64],
+}
+FUSED: dict[str, Any] = {"neck_hidden_sizes": [16, 24, 32, 40]}  # four stages of a backbone, each its width
 SWIN: dict[str, Any] = {"num_layers": 2, "image_size": 32, "patch_size": 4, "window_size": 4}
 
 TWEAKS: dict[str, dict[str, Any]] = {
@@ -134,6 +172,41 @@ TWEAKS: dict[str, dict[str, Any]] = {
     | LAST_STAGE,
     "regnet": {"image_size": 32, "embedding_size": 16, "hidden_sizes": [24, 40], "depths": [1, 2]}
     | {"groups_width": 8},
+    "BeitForSemanticSegmentation": {"image_size": 32, "num_hidden_layers": 4, "out_features": STAGES},
+    "Data2VecVisionForSemanticSegmentation": {"image_size": 32, "num_hidden_layers": 4}
+    | {"out_indices": [0, 1, 2, 3]},
+    "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], **FUSED},
+    "tipsv2_dpt": FUSED,
+    "depth_anything": {"patch_size": 8, **FUSED},
+    "prompt_depth_anything": {"patch_size": 8, **FUSED},
+    "zoedepth": {
+        "num_relative_features": 8,
+        "bottleneck_features": 64,
+        "bin_embedding_dim": 24,
+        "num_attractors": [4, 2, 2, 1],
+    }
+    | {"bin_configurations": [{"n_bins": 6, "min_depth": 0.001, "max_depth": 10.0}], **FUSED},
+    "chmv2": {"post_process_channels": [16, 24, 32, 40], "number_output_channels": 6, "patch_size": 8},
+    "glpn": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_encoder_blocks": 2, "decoder_hidden_size": 20}
+    | {"sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2]}
+    | {"num_attention_heads": [2, 3], "mlp_ratios": [2, 3]},
+    "detr": {"backbone_config": {**RESNET, "out_features": STAGES[3:]}},
+    "table-transformer": {"backbone_config": {**RESNET, "out_features": STAGES[3:]}},
+    "conditional_detr": {"backbone_config": {**RESNET, "out_features": STAGES[3:]}},
+    "dab-detr": {"backbone_config": {**RESNET, "out_features": STAGES[3:]}},
+    "deformable_detr": {"backbone_config": RESNET, "disable_custom_kernels": True},
+    "rt_detr": ANCHORED,
+    "rt_detr_v2": ANCHORED,
+    "d_fine": {"backbone_config": HGNET, "encoder_in_channels": [28, 32, 40], "lqe_hidden_dim": 10}
+    | {"decoder_in_channels": [64, 64, 64], "head_dim": 16, "max_num_bins": 6},
+    "deimv2": {"backbone_config": HGNET, "encoder_in_channels": [28, 32, 40]}
+    | {"decoder_in_channels": [64, 64, 64]},
+    "pp_doclayout_v2": DOCUMENT,
+    "pp_doclayout_v3": DOCUMENT,
+    "pp_doclayout_v4": DOCUMENT,
+    "pp_ocrv5_server_det": {"backbone_config": {**HGNET, "out_features": STAGES}},
+    "pp_ocrv6_medium_det": {"layer_list_out_channels": [12, 18, 24, 30]},
+    "lw_detr": {"backbone_config.num_windows": 4, "backbone_config.num_windows_side": 2},
     "convnext": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "convnextv2": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "cvt": {"embed_dim": [16, 24, 32], "depth": [1, 1, 1], "num_heads": [1, 3, 4], "image_size": 64},
@@ -143,16 +216,16 @@ TWEAKS: dict[str, dict[str, Any]] = {
     | {"pretrained_window_sizes": [0, 0], **SWIN, **LAST_STAGE},
     "efficientnet": {
         "image_size": 32,
-        "width_coefficient": 1.0,
+        "width_coefficient": 0.5,
         "depth_coefficient": 1.0,
-        "in_channels": [16, 24],
-        "out_channels": [24, 40],
+        "in_channels": [32, 48],
+        "out_channels": [48, 80],
         "kernel_sizes": [3, 5],
         "strides": [1, 2],
         "num_block_repeats": [1, 2],
         "expand_ratios": [1, 2],
         "depthwise_padding": [],
-        "hidden_dim": 48,
+        "hidden_dim": 640,
         "num_hidden_layers": 3,
     },
     "focalnet": {"embed_dim": 16, "hidden_sizes": [16, 32], "depths": [1, 2], "image_size": 32}
@@ -189,13 +262,18 @@ TWEAKS: dict[str, dict[str, Any]] = {
     | {"key_dim": [8, 8, 8], "depths": [1, 1, 1]}
     | {"down_ops": [["Subsample", 8, 4, 4, 2, 2], ["Subsample", 8, 6, 4, 2, 2]]},
     "mobilenet_v1": {"image_size": 32, "depth_multiplier": 0.25},
-    "mobilenet_v2": {"image_size": 32, "depth_multiplier": 0.25},
+    "mobilenet_v2": {"image_size": 32, "depth_multiplier": 0.5, "finegrained_output": False},
     "mobilevit": {
         "image_size": 64,
         "hidden_sizes": [16, 24, 32],
         "neck_hidden_sizes": [8, 8, 12, 16, 24, 32, 40],
     },
-    "mobilevitv2": {"image_size": 64, "base_attn_unit_dims": [16, 24, 32], "width_multiplier": 0.25},
+    "mobilevitv2": {
+        "image_size": 64,
+        "patch_size": 2,
+        "base_attn_unit_dims": [16, 24, 32],
+        "width_multiplier": 0.25,
+    },
     "poolformer": {"image_size": 32, "hidden_sizes": [16, 24], "depths": [1, 2], "num_encoder_blocks": 2}
     | {"patch_sizes": [7, 3], "strides": [4, 2], "padding": [2, 1]},
     "pp_lcnet": {
@@ -225,6 +303,13 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "conv_layer_strides": [[1], [2], [2], [2]],
         **LAST_STAGE,
     },
+    "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
+    "moonshine_streaming": {"num_key_value_heads": 4, "head_dim": 16},
+    "fun_asr_nano": {"adaptor_config.intermediate_size": 16},
+    "granite_speech": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
+    "granite_speech_plus": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
+    "granite_speech5_ctc": {"encoder_config.context_size": 16},
+    "blip-2": {"qformer_config.use_qformer_text_input": True},
     "wav2vec2-bert": {"vocab_size": 97, "feature_projection_input_dim": 24},
     "wav2vec2-conformer": {"vocab_size": 97},
     "qwen4_exp_text": {
@@ -245,6 +330,12 @@ def shrink(values: dict[str, Any], layers: int | None = None) -> dict[str, Any]:
     small = {name: _shrunk(name, value, before) for name, value in values.items() if not name.startswith("_")}
     if "qk_rope_head_dim" in small and "head_dim" in small:  # a head's stated size is that of its rotary part
         small["head_dim"] = small["qk_rope_head_dim"]
+    if isinstance(values.get("stage_names"), list) and "num_hidden_layers" in small:
+        wanted = len(values.get("out_features") or [1])  # one layer for each stage that is read
+        small["num_hidden_layers"] = max(LAYERS, wanted)
+        small["out_features"] = [f"stage{small['num_hidden_layers'] - i}" for i in reversed(range(wanted))]
+        for name in ("out_indices", "stage_names"):
+            small.pop(name, None)
     if "kv_lora_rank" in small and "num_key_value_heads" in small:  # a latent's keys: one for each head
         small["num_key_value_heads"] = small["num_attention_heads"]
     return small
@@ -286,6 +377,11 @@ def _whole(value: Any) -> bool:
 def tiny_config(config_class: Any, changes: dict[str, Any] | None = None) -> Any:
     """A tiny config of a class; `changes` go over what was read from its defaults."""
     values = shrink(config_class().to_dict())
-    values.update(changes or {})
+    for field, value in (changes or {}).items():
+        place, *parents = field.split(".")[::-1]
+        inner = values
+        for parent in reversed(parents):
+            inner = inner[parent]
+        inner[place] = value
     values.pop("transformers_version", None)
     return config_class.from_dict(values)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Store
 from surgeon.graph.calls import Axes, Call, Outputs, broadcast, fresh_axes, pinned_axes
 from surgeon.graph.positions import along, index, pad, put, strided, unfold
-from surgeon.graph.spatial import convolution, group_norm, patches, window
+from surgeon.graph.spatial import convolution, fold, group_norm, patches, window
 
 MAX_POSITIONS = 64  # an axis read by position is taken apart up to this size, and pinned beyond
 
@@ -370,6 +370,7 @@ KINDS: dict[str, Callable[[Call, Store], Outputs]] = {
     "put": put,
     "unfold": unfold,
     "patches": patches,
+    "fold": fold,
     "strided": strided,
     "repeat": repeat,
     "along": along,

@@ -104,6 +104,22 @@ def window(call: Call, store: Store) -> Outputs:
     return outputs
 
 
+def reach(call: Call, name: str, given: Any) -> Any:
+    """A number of an op's arguments, as far as it reaches: where a pooling cuts its windows off at the
+    edge, one past the whole axis is one of the axis, and so is the step to the next."""
+    cut = bool(call.arg("ceil_mode", False)) and call.arg("divisor_override") is None
+    if not cut or name not in ("kernel_size", "stride") or any(call.arg("padding", ())):
+        return given
+    kernel, several = call.arg("kernel_size"), isinstance(given, (list, tuple))
+    sizes = call.args[0].meta["val"].shape[-len(kernel) :]
+    if any(k < size for k, size in zip(kernel, sizes, strict=True)) or call.arg("dilation", 1) not in (
+        1,
+        [1],
+    ):
+        return given
+    return [min(n, int(size)) for n, size in zip(given, sizes, strict=True)] if several else given
+
+
 def patches(call: Call, store: Store) -> Outputs:
     """Patches of a picture, laid beside each other, each with its positions within the channels."""
     axes, (shape,) = call.axes(call.args[0]), call.shapes
@@ -114,3 +130,14 @@ def patches(call: Call, store: Store) -> Outputs:
     for axis in (*axes[-2:], within, beside):
         store.pin(axis, "S304", "it is a spatial extent of a sliding window")
     return [(*axes[:-3], store.resolve((*channels, *within)), beside)]
+
+
+def fold(call: Call, store: Store) -> Outputs:
+    """Patches put back where they lay in a picture, summed where they overlap."""
+    axes, (shape,) = call.axes(call.args[0]), call.shapes
+    assert shape is not None
+    channels, within = store.regroup(axes[-2], (shape[-3], store.size(axes[-2]) // shape[-3]))
+    laid = fresh_axes(store, shape[-2:], call.node.name)
+    for axis in (within, axes[-1], *laid):
+        store.pin(axis, "S304", "it is a spatial extent of a sliding window")
+    return [(*axes[:-2], store.resolve(channels), *laid)]

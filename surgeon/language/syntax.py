@@ -42,6 +42,7 @@ KINDS = {
     "put": (),
     "unfold": (),
     "patches": (),
+    "fold": (),
     "strided": (),
     "repeat": (),
     "along": ("linear", "nonlinear"),

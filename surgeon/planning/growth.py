@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from math import inf
 from typing import Any
 
 from surgeon.axes.maps import Index, Maps, clone_map
@@ -16,14 +17,19 @@ from surgeon.graph.inference import Anatomy
 from surgeon.language.syntax import AxisDim, ConfigDim, Family, FileField, Grow, NamedDim, Recipe
 from surgeon.planning.roles import braces, matches
 
-Size = int | Sequence[int]
-"""What a config field says: one size, or one for each layer or piece."""
+Size = int | float | Sequence[int]
+"""What a config field says: one size, one for each layer or piece, or a factor that the class takes all
+widths by."""
 
 
 def is_size(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return bool(value) and all(is_size(v) and isinstance(v, int) for v in value)
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_factor(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value < inf
 
 
 @dataclass(frozen=True)
@@ -116,17 +122,33 @@ def config_request(
             used[label] = fields
             sizes: dict[str, Size] = {f: read(f) for f in fields}
             lead = next(iter(fields))
-            leading = sizes[lead]
-            first = leading if isinstance(leading, int) else max(leading)
-            ratio = Fraction(amount(grow, first, f"{label} ({lead})"), first)
+            ratio = _ratio(grow, sizes[lead], f"{label} ({lead})")
             for name, size in sizes.items():
-                if size == 1 and len(fields) > 1:
-                    notes.append(f"{name} stays 1: one head is shared by all queries")
-                elif not isinstance(size, int):
+                if isinstance(size, float):
+                    changes[name] = size * float(ratio)
+                elif isinstance(size, Sequence):
                     changes[name] = [_times(each, ratio, name, grow) for each in size]
+                elif size == 1 and len(fields) > 1:
+                    notes.append(f"{name} stays 1: one head is shared by all queries")
                 else:
                     changes[name] = _times(size, ratio, name, grow)
     return Request(changes, used, tuple(notes))
+
+
+def _ratio(grow: Grow, leading: Size, what: str) -> Fraction:
+    """By how much the fields of a dim grow, told by the first of them."""
+    if isinstance(leading, float):
+        if grow.by is None or grow.by < 1:
+            raise fail(
+                PlanError,
+                "S310",
+                f"{what} is a factor of all widths, now {leading:g}",
+                span=grow.span,
+                expected="by and a number of at least 1",
+            )
+        return grow.by
+    first = max(leading) if isinstance(leading, Sequence) else leading
+    return Fraction(amount(grow, first, what), first)
 
 
 def _times(size: int, ratio: Fraction, name: str, grow: Grow) -> int:
@@ -148,7 +170,8 @@ def _fields(
         return f'axis("{target.parameter}", {target.axis})', fields_of_axis(target)
     if isinstance(target, ConfigDim):
         value = read(target.field)
-        if not is_size(value) or target.field.endswith("_token_id"):
+        factors = {f for dim in names.values() for f in sum(dim, ()) if is_factor(read(f))}
+        if not (is_size(value) or target.field in factors) or target.field.endswith("_token_id"):
             raise fail(
                 PlanError,
                 "S311",
@@ -168,7 +191,7 @@ def _fields(
         )
     found = []
     for alternatives in names[target.name]:
-        field_name = next((f for f in alternatives if is_size(read(f))), None)
+        field_name = next((f for f in alternatives if is_size(read(f)) or is_factor(read(f))), None)
         if field_name is not None:
             found.append(field_name)
     return target.name, tuple(found)

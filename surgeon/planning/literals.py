@@ -95,7 +95,7 @@ def _repeat(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
         at = call.axis_arg(dim, len(axes)) if dim is not None else 0
         size = {"output_size": maps.target_size(out.axes[at])} if call.arg("output_size") else {}
         return {name: times[at]} | size
-    return {name: times}
+    return {name: times[len(times) - len(call.arg(name)) :]}  # of tile, those of the last axes
 
 
 def _strided(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from surgeon.graph.closed import closed_nodes, computes, frontier
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.places import place_of
 from surgeon.graph.signatures import factors
+from surgeon.graph.spatial import reach
 from surgeon.planning.cells import Drift
 from surgeon.planning.growth import Size
 from surgeon.planning.known import known_maps, known_scales, known_values
@@ -202,6 +203,8 @@ def _drift(anatomy: Anatomy, grown: Captured, twins: Mapping[str, str], maps: Ma
         args, kwargs = grown_args(node, anatomy, maps)
         call = anatomy.calls[node.name]
         for i, (a, b) in enumerate(zip(args, twin.args, strict=True)):
+            name = call.names[i] if i < len(call.names) else ""
+            a, b = reach(call, name, a), reach(call, name, b)
             _match(a, b, i, node, call.names, anatomy, twins, drift)
         for key, value in kwargs.items():
             position = call.names.index(key) if key in call.names else -1

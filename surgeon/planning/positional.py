@@ -64,6 +64,12 @@ class Positional(Products):
             cells = self._one_piece(cells, dim, call.node.name)
         return np.broadcast_to(cells[..., 0], self.shape(self.axes_of(call.node.name)))
 
+    def _fold(self, call: Call) -> Cells:
+        cells, shape = self.of(call.args[0]), self.shape(self.axes_of(call.node.name))
+        cells = self._one_piece(cells, cells.ndim - 1, call.node.name)
+        cells = cells.reshape((*cells.shape[:-2], shape[-3], -1))  # channels, and positions within a patch
+        return np.broadcast_to(self._one_piece(cells, cells.ndim - 1, call.node.name)[..., None], shape)
+
     def _strided(self, call: Call) -> Cells:
         cells, read = self.of(call.args[0]), steps_of(call)
         for dim in range(read.front, cells.ndim - read.back):

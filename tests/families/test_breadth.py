@@ -9,6 +9,9 @@ import torch
 import transformers
 from coverage import TOGETHER, attempt, make
 
+import surgeon
+from surgeon.errors import PlanError
+
 SAMPLE = {
     "GPT2LMHeadModel": "fused projection, weights transposed, tied",
     "Phi3ForCausalLM": "unequal fused projections",
@@ -37,6 +40,10 @@ SAMPLE = {
     "Swinv2ForImageClassification": "rolled windows",
     "SegformerForImageClassification": "a list of heads, pictures made smaller on the way",
     "PoolFormerForImageClassification": "a norm of groups",
+    "EfficientNetForImageClassification": "one factor of all widths, windows larger than the picture",
+    "MobileNetV2ForImageClassification": "a factor and rounding: some widths grow by half, others double",
+    "MobileViTV2ForImageClassification": "patches taken apart and put back",
+    "CHMv2ForDepthEstimation": "a backbone's config in the model's, layers read at several depths",
     "CLIPModel": "two towers, every example held against every other",
     "Wav2Vec2ForCTC": "sounds, a convolution whose weight is normed",
     "Wav2Vec2BertForCTC": "spectrograms, one half of an axis gated by the other",
@@ -50,7 +57,7 @@ def test_hidden_ffn_and_heads_grow(name: str, tmp_path: Path) -> None:
     assert "exact" in found, found
     assert found["exact"] < 1e-13
     assert found["native"] <= found["tolerance"]
-    tokens = not name.endswith(("MaskedLM", "Classification", "CTC", "CLIPModel"))
+    tokens = not name.endswith(("MaskedLM", "Classification", "Estimation", "CTC", "CLIPModel"))
     assert found["greedy"] is (True if tokens else None)
 
 
@@ -89,6 +96,18 @@ def test_what_the_trace_leaves_out_is_told_and_grows_as_its_layers_read_it(tmp_p
             assert (model(ids).logits - seen[folder]).abs().max() > 0.1
     # Both compute in float64; the shares of the grown weights were rounded to float32 when written.
     torch.testing.assert_close(seen["grown"], seen["source"], rtol=0, atol=2e-6)
+
+
+def test_a_factor_of_widths_grows_by_and_not_to(tmp_path: Path) -> None:
+    make("", "MobileNetV1ForImageClassification", tmp_path / "source")
+    recipe = tmp_path / "to.surgery"
+    recipe.write_text("recipe r() { grow hidden to 64 }")
+    with pytest.raises(PlanError) as refused:
+        surgeon.plan(recipe, tmp_path / "source")
+    assert refused.value.code == "S310"
+    text = str(refused.value)
+    assert "hidden (depth_multiplier) is a factor of all widths, now 0.25" in text
+    assert "expected: by and a number of at least 1" in text
 
 
 def test_a_fourier_transform_over_a_dim_refuses_it(tmp_path: Path) -> None:
