@@ -149,6 +149,8 @@ Two axes that are one dim would grow differently, or an axis of size one would g
 ALiBi slopes are such numbers: they depend on the count of heads, so heads cannot grow; hidden can.""",
     "S323": """A buffer of the grown class holds other values than the source's.""",
     "S324": """A split into equal pieces whose pieces would grow to different sizes.""",
+    "S325": """A size that is reckoned from the inputs' sizes as the graph runs would have to grow.
+A view of such a size is written anew; a tensor made in it, or a view with another size left open, is not.""",
     "S330": """No scale of any parameter keeps the function.
 Copies multiply a sum, or a constant of the class changed, and every parameter that could take the factor
 is bound elsewhere. Grow by an integer factor, grow other dims, or untie parameters.""",

@@ -175,6 +175,13 @@ TABLE: dict[str, list[Case]] = {
         ((2, 3, 5, 4), ([3, 1], [1, 1], [1, 0], [1, 1])),
         ((2, 4, 5, 4), ([2, 2], [1, 1], [0, 0], [2, 1])),
     ),
+    "aten.grid_sampler": [
+        (lambda x, g: aten.grid_sampler.default(x, g, 0, 0, False), ((2, 3, 5, 4), (2, 6, 7, 2))),
+        (lambda x, g: aten.grid_sampler.default(x, g, 0, 1, True), ((2, 3, 5, 4), (2, 6, 7, 2))),
+    ],
+    "aten.grid_sampler_2d": [
+        (lambda x, g: aten.grid_sampler_2d.default(x, g, 0, 0, False), ((2, 3, 5, 4), (2, 6, 7, 2)))
+    ],
     "aten.col2im": _calls(
         aten.col2im.default,
         ((2, 9, 20), ([5, 4], [3, 1], [1, 1], [1, 0], [1, 1])),

@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import OutputKind, OutputSpec
+from torch.export.graph_signature import InputKind, OutputKind, OutputSpec
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from surgeon.errors import ModelError, fail
 from surgeon.graph.branches import Branches
+from surgeon.graph.parts import PARTS
 from surgeon.graph.places import ASSERTION, is_machinery, op_name, overload_name, place_of, short
 from surgeon.graph.reading import Reading, within
 
@@ -43,25 +44,6 @@ LAYERS: Mapping[type[nn.Module], str] = {
     nn.BatchNorm2d: "aten.batch_norm",
 }
 """How torch's layers read their parameters, where a trace does not show it."""
-
-
-def _weight_norm(direction: Tensor, gain: Tensor, dim: int = 0) -> Tensor:
-    """``direction · gain / ‖direction‖``, the norm over all axes but one (Salimans and Kingma 2016)."""
-    others = [i for i in range(direction.ndim) if i != dim % direction.ndim]
-    return direction * (gain / torch.linalg.vector_norm(direction, 2, others, keepdim=True))
-
-
-def _gated(x: Tensor, dim: int = -1) -> Tensor:
-    """One half of an axis, gated by the other."""
-    value, gate = x.chunk(2, dim)
-    return value * torch.sigmoid(gate)
-
-
-PARTS: Mapping[Any, Any] = {
-    torch.ops.aten._weight_norm.default: _weight_norm,
-    torch.ops.aten.glu.default: _gated,
-}
-"""Ops that torch keeps whole, by parts that rules speak of; a rule for the op itself goes before them."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +133,7 @@ def capture(
                 program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
                 _name_dtypes(program.graph)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
-                    parts = {op: made for op, made in PARTS.items() if not _spoken_of(op, known)}
-                    program = program.run_decompositions(parts)
+                    program = _taken_apart(program, known)
                     _drop_copies(program.graph)
             program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
     except Exception as error:
@@ -169,6 +150,24 @@ def capture(
                 help="make it once, as a buffer",
             )
     return captured
+
+
+def _taken_apart(program: Any, known: Container[str]) -> Any:
+    """A graph whose ops rules speak of, as far as torch or :data:`PARTS` know of what others are made."""
+    ours = {op: made for op, made in PARTS.items() if not _spoken_of(op, known)}
+    torchs = torch.export.default_decompositions()
+    while True:
+        targets = {
+            node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)
+        }
+        composite = {t for t in targets - set(ours) if _is_composite(t) and not _spoken_of(t, known)}
+        theirs = {op: torchs[op] for op in composite if op in torchs}
+        apart = program.run_decompositions({**ours, **theirs})
+        if any(spec.kind is InputKind.TOKEN for spec in apart.graph_signature.input_specs):
+            return program.run_decompositions(ours)  # their parts check values as they run: they stay whole
+        if not theirs:
+            return apart
+        program = apart
 
 
 def _drop_copies(graph: fx.Graph) -> None:
@@ -199,9 +198,12 @@ def _is_plain(node: fx.Node, known: Container[str]) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return not isinstance(target, torch._ops.HigherOrderOperator)
-    composite = target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-    has_parts = composite or target in PARTS
+    has_parts = _is_composite(target) or target in PARTS
     return not target._schema.is_mutable and (_spoken_of(target, known) or not has_parts)
+
+
+def _is_composite(op: torch._ops.OpOverload) -> bool:
+    return bool(op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
 
 
 def _spoken_of(op: torch._ops.OpOverload, known: Container[str]) -> bool:

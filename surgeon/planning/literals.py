@@ -17,6 +17,7 @@ from surgeon.errors import PlanError, fail
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.kinds import slice_bounds, split_sizes
+from surgeon.graph.places import place_of
 from surgeon.graph.positions import dense, steps_of
 from surgeon.graph.spatial import convolution_parts, normalised_groups
 
@@ -46,11 +47,11 @@ def _changed(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
         for name in SHAPE_NAMES:
             given = call.arg(name)
             if isinstance(given, (list, tuple)) and outputs[0] is not None:
-                changed[name] = _sizes(given, outputs[0].axes, maps)
+                changed[name] = _sizes(given, outputs[0].axes, maps, call)
         parts = call.arg("sizes")  # of unflatten: those of the axes that one axis becomes
         if isinstance(parts, (list, tuple)) and outputs[0] is not None:
             at = call.axis_arg(call.arg("dim"), len(call.axes(call.args[0])))
-            changed["sizes"] = _sizes(parts, outputs[0].axes[at : at + len(parts)], maps)
+            changed["sizes"] = _sizes(parts, outputs[0].axes[at : at + len(parts)], maps, call)
     elif kind == "repeat":
         changed.update(_repeat(call, anatomy, maps))
     elif kind == "strided":
@@ -68,16 +69,31 @@ def _changed(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
     normalized = call.arg("normalized_shape")
     if isinstance(normalized, (list, tuple)):
         axes = call.axes(call.args[0])[-len(normalized) :]
-        changed["normalized_shape"] = _sizes(normalized, axes, maps)
+        changed["normalized_shape"] = _sizes(normalized, axes, maps, call)
     return changed
 
 
-def _sizes(given: Any, axes: Axes, maps: Maps) -> list[Any]:
-    """Sizes as given where they are symbolic or -1; grown where they are numbers."""
-    return [
-        maps.target_size(axis) if isinstance(size, int) and size != -1 and maps.grows(axis) else size
-        for size, axis in zip(given, axes, strict=True)
-    ]
+def _sizes(given: Any, axes: Axes, maps: Maps, call: Call) -> list[Any]:
+    """Sizes as given where they are -1 or do not grow; grown where they are numbers. One that is reckoned
+    from the inputs' sizes as the graph runs is what the others leave over.
+
+    Raises PlanError S325 where that does not tell it.
+    """
+    grown: list[Any] = []
+    reckoned = False
+    for size, axis in zip(given, axes, strict=True):
+        reckoned |= maps.grows(axis) and isinstance(size, fx.Node)
+        new = maps.target_size(axis) if isinstance(size, int) else -1
+        grown.append(new if size != -1 and maps.grows(axis) else size)
+    if reckoned and (call.rule.kind is None or call.rule.kind.name != "reshape" or grown.count(-1) > 1):
+        raise fail(
+            PlanError,
+            "S325",
+            "a size that is reckoned from the inputs' sizes would have to grow",
+            notes=(str(place_of(call.node)),),
+            help="write the size of the dim that grows as an axis of its own, or as -1",
+        )
+    return grown
 
 
 def _repeat(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
@@ -113,7 +129,7 @@ def _strided(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
     row = [i for i in range(read.front, last) if given.shape[i] != 1]
     between = [step * (steps[row[-1]] if row else 1) for step in read.steps]
     strides = [*steps[: read.front], *between, *steps[last:]]
-    return {"size": _sizes(call.arg("size"), out.axes, maps), "stride": strides}
+    return {"size": _sizes(call.arg("size"), out.axes, maps, call), "stride": strides}
 
 
 def _worked(call: Call) -> Axis:

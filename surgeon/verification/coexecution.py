@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -94,9 +94,24 @@ class Coexecution:
     source: Tensor | None = None
 
 
+def _measured(plan: Plan, inputs: Mapping[str, Any]) -> Plan:
+    """The plan with the sizes of these inputs, where it has numbers that stand for any size: an axis may
+    hold a batch and channels that grow."""
+    store = plan.maps.store
+    sizes = list(store.sizes)
+    for name, value in inputs.items():
+        typed = plan.anatomy.values[name][0]
+        if isinstance(value, Tensor) and typed is not None:
+            for axis, size in zip(map(store.resolve, typed.axes), value.shape, strict=True):
+                if len(axis) == 1 and isinstance(axis[0], int):
+                    sizes[axis[0]] = size
+    return replace(plan, maps=replace(plan.maps, store=replace(store, sizes=sizes)))
+
+
 def coexecute(pair: Pair, device: torch.device, watched: frozenset[str] = frozenset()) -> Coexecution:
     """Run source and grown graph in lockstep; `watched` nodes of the grown one keep their gradients."""
-    plan = pair.plan
+    plan = _measured(pair.plan, pair.inputs)
+    pair = replace(pair, plan=plan)
     left, right = Executor(device), Executor(device)
     shaken = Executor(device) if pair.rounded_to is not None else None
     stands = pair.sample.stands if pair.sample is not None else {}

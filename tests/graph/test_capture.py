@@ -52,3 +52,44 @@ def test_a_rule_goes_before_the_parts_of_an_op() -> None:
     )
     assert "aten.glu.default" in kept
     assert "aten.glu.default" not in apart and "aten.sigmoid.default" in apart
+
+
+PIECES = {
+    "prelu": lambda x: (x, torch.tensor([0.3, -0.2, 0.7, 0.1, 0.9, 0.2], dtype=x.dtype)),
+    "instance_norm": lambda x: (x, None, x[0, :, 0], None, None, True, 0.1, 1e-5, False),
+    "pixel_shuffle": lambda x: (x.reshape(2, 8, 3, 3), 2),
+    "pixel_unshuffle": lambda x: (x.reshape(2, 3, 4, 6)[:, :, :, :4], 2),
+    "channel_shuffle": lambda x: (x, 3),
+    "argmax": lambda x: (x.round(), 1, True),  # of equal ones, the first
+    "argmin": lambda x: (x.round(), None, True),
+    "addcmul": lambda x: (x, x.cos(), x.sin()),
+    "addcdiv": lambda x: (x, x.cos(), x.exp()),
+    "lerp.Tensor": lambda x: (x, x.cos(), x.sin()),
+    "var_mean.correction": lambda x: (x, [0, -1]),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_parts_compute_what_the_op_does(name: str) -> None:
+    x = torch.randn(4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    packet, _, overload = name.partition(".")
+    op = getattr(getattr(torch.ops.aten, packet), overload or "default")
+    torch.testing.assert_close(PARTS[op](*PIECES[name](x)), op(*PIECES[name](x)), rtol=1e-13, atol=1e-14)
+
+
+def test_composites_are_taken_apart_unless_their_parts_check_values() -> None:
+    """An inverse looks whether there is one as it runs, which no graph of values holds: it stays whole."""
+
+    class Both(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.diff(x @ torch.linalg.inv(x), dim=0)
+
+    class Difference(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.diff(x, dim=0)
+
+    known = {"aten.slice", "aten.narrow", "aten.sub", "aten.matmul"}
+    ops = {op_name(node) for node in capture(Difference(), (torch.eye(3),), known=known).nodes}
+    assert "aten.diff.default" not in ops and "aten.sub.Tensor" in ops
+    whole = {op_name(node) for node in capture(Both(), (torch.eye(3),), known=known).nodes}
+    assert "aten.linalg_inv.default" in whole

@@ -1,0 +1,129 @@
+"""Ops that torch keeps whole, by parts that the rules speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+def weight_norm(direction: Tensor, gain: Tensor, dim: int = 0) -> Tensor:
+    """``direction · gain / ‖direction‖``, the norm over all axes but one (Salimans and Kingma 2016)."""
+    others = [i for i in range(direction.ndim) if i != dim % direction.ndim]
+    return direction * (gain / torch.linalg.vector_norm(direction, 2, others, keepdim=True))
+
+
+def glu(x: Tensor, dim: int = -1) -> Tensor:
+    """One half of an axis, gated by the other."""
+    value, gate = x.chunk(2, dim)
+    return value * torch.sigmoid(gate)
+
+
+def prelu(x: Tensor, slope: Tensor) -> Tensor:
+    """What is below zero by a slope, one for all or one for each channel of axis 1."""
+    if slope.numel() > 1:
+        slope = slope.reshape([-1 if i == 1 else 1 for i in range(x.ndim)])
+    return torch.relu(x) - slope * torch.relu(-x)
+
+
+def instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """A norm of groups of one channel; by running statistics, a batch norm (Ulyanov et al. 2016)."""
+    if use_input_stats:
+        return torch.group_norm(x, x.shape[1], weight, bias, eps)
+    return torch.batch_norm(x, weight, bias, mean, variance, False, momentum, eps, cudnn_enabled)
+
+
+def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
+    """Channels become pixels (Shi et al. 2016)."""
+    *front, channels, height, width = x.shape
+    x = x.reshape(*front, channels // factor**2, factor, factor, height, width)
+    n = len(front)
+    x = x.permute(*range(n), n, n + 3, n + 1, n + 4, n + 2)
+    return x.reshape(*front, channels // factor**2, height * factor, width * factor)
+
+
+def pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
+    *front, channels, height, width = x.shape
+    x = x.reshape(*front, channels, height // factor, factor, width // factor, factor)
+    n = len(front)
+    x = x.permute(*range(n), n, n + 2, n + 4, n + 1, n + 3)
+    return x.reshape(*front, channels * factor**2, height // factor, width // factor)
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """The first channel of every group, then the second (Zhang et al. 2018)."""
+    apart = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    return apart.transpose(1, 2).reshape(x.shape)
+
+
+def argmax(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    if dim is None:
+        return _whole(argmax(x.reshape(-1), 0), x, keepdim)
+    return torch.max(x, dim, keepdim)[1]
+
+
+def argmin(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    if dim is None:
+        return _whole(argmin(x.reshape(-1), 0), x, keepdim)
+    return torch.min(x, dim, keepdim)[1]
+
+
+def _whole(found: Tensor, x: Tensor, keepdim: bool) -> Tensor:
+    return found.reshape([1] * x.ndim) if keepdim else found
+
+
+def addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    return x + (a * b if value == 1 else value * (a * b))
+
+
+def addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    return x + (a / b if value == 1 else value * (a / b))
+
+
+def lerp(x: Tensor, y: Tensor, weight: Any) -> Tensor:
+    """From one to the other, by a number or by a tensor of them."""
+    return x + weight * (y - x)
+
+
+def var_mean(
+    x: Tensor,
+    dim: list[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> tuple[Tensor, Tensor]:
+    axes = list(range(x.ndim)) if dim is None else dim
+    return torch.var(x, axes, correction=correction, keepdim=keepdim), torch.mean(x, axes, keepdim)
+
+
+PARTS: Mapping[Any, Any] = {
+    aten._weight_norm.default: weight_norm,
+    aten.glu.default: glu,
+    aten.prelu.default: prelu,
+    aten.instance_norm.default: instance_norm,
+    aten.pixel_shuffle.default: pixel_shuffle,
+    aten.pixel_unshuffle.default: pixel_unshuffle,
+    aten.channel_shuffle.default: channel_shuffle,
+    aten.argmax.default: argmax,
+    aten.argmin.default: argmin,
+    aten.addcmul.default: addcmul,
+    aten.addcdiv.default: addcdiv,
+    aten.lerp.Scalar: lerp,
+    aten.lerp.Tensor: lerp,
+    aten.var_mean.correction: var_mean,
+}
+"""By op, its parts; a rule for the op itself goes before them."""
