@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.errors import PlanError, SurgeonError, fail
+from surgeon.errors import ModelError, PlanError, SurgeonError, fail
 from surgeon.graph.capture import Captured, capture, dynamic_batch
 from surgeon.graph.closed import closed_nodes
 from surgeon.graph.inference import Anatomy, infer
@@ -21,6 +21,7 @@ from surgeon.models.native import (
     build_meta,
     field_value,
     numeric_fields,
+    refusal,
 )
 from surgeon.models.source import Source, TransformersSource
 from surgeon.planning.growth import config_request, file_fields
@@ -111,7 +112,10 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     stage("tracing the grown class")
     config = build_config(source.config, changes)
     grown_module, grown_buffers = build_meta(config, source.model_class, changes)
-    grown = _captured(grown_module, subject.module, subject.known)
+    try:
+        grown = _captured(grown_module, subject.module, subject.known)
+    except ModelError as error:
+        raise refusal(config, changes, error.__cause__ or error, error.diagnostics[0].notes) from error
     stage("planning")
     native = compare(anatomy, grown, subject.buffers, grown_buffers)
     before = {name: (read(name), value) for name, value in changes.items()}

@@ -1,18 +1,19 @@
 """A module captured as a flat torch.fx graph of aten ops.
 
 ``torch.export`` (non-strict) traces the module on the meta device. A graph with in-place ops, nested
-regions, or composite ops that no rule speaks of is traced once more by ``run_decompositions({})``, which
-takes them apart and keeps linear, norms and attention whole; most models have none, and it would take
-longer than the first trace.
+regions, or composite ops that no rule speaks of is traced once more by ``run_decompositions``, which
+takes those apart and keeps all others whole; most models have none, and it would take longer than the
+first trace.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import traceback
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,7 +128,7 @@ def capture(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            silent = contextlib.redirect_stderr(io.StringIO())  # where export prints its half graph
+            silent = _silently()
             # Lazy: the code of graphs that none runs is not made.
             with within(module, Reading()), _use_lazy_graph_module(True), silent:
                 program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
@@ -150,6 +151,18 @@ def capture(
                 help="make it once, as a buffer",
             )
     return captured
+
+
+@contextlib.contextmanager
+def _silently() -> Iterator[None]:
+    """Without export's half graphs and torch's own log of what it met: the error says it once."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _taken_apart(program: Any, known: Container[str]) -> Any:

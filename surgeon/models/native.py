@@ -76,8 +76,10 @@ def _no_field(config: Any, field: str) -> ModelError:
     )
 
 
-def refusal(config: Any, changes: Mapping[str, Any], error: Exception) -> ModelError:
-    """The class's refusal of a config, in one line."""
+def refusal(
+    config: Any, changes: Mapping[str, Any], error: BaseException, notes: tuple[str, ...] = ()
+) -> ModelError:
+    """The class's refusal of a config, when it is built or when it first runs, in one line."""
     if not changes:
         message = f"{type(config).__name__} refuses this config: {reason(error)}"
         return fail(ModelError, "S220", message, help="is config.json sound, and the class the right one?")
@@ -86,6 +88,7 @@ def refusal(config: Any, changes: Mapping[str, Any], error: Exception) -> ModelE
         ModelError,
         "S220",
         f"{type(config).__name__} refuses {asked}: {reason(error)}",
+        notes=notes,
         help="grow the dims in another ratio, or together with those they must divide",
     )
 

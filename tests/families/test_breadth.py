@@ -110,6 +110,18 @@ def test_a_factor_of_widths_grows_by_and_not_to(tmp_path: Path) -> None:
     assert "expected: by and a number of at least 1" in text
 
 
+def test_a_class_that_does_not_run_when_grown_says_so_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make("", "HGNetV2ForImageClassification", tmp_path / "source")
+    capfd.readouterr()
+    refused = attempt(tmp_path / "source", ("hidden",), tmp_path / "grown")
+    assert refused["code"] == "S220"
+    assert "HGNetV2Config refuses hidden_sizes = [48, 80]: a and b must have same red" in refused["text"]
+    assert "logits = self.fc(last_hidden_state)" in refused["text"]
+    assert capfd.readouterr().err == ""  # torch logs what its tracer meets
+
+
 def test_a_fourier_transform_over_a_dim_refuses_it(tmp_path: Path) -> None:
     make("", "FNetForMaskedLM", tmp_path / "source")
     refused = attempt(tmp_path / "source", ("hidden",), tmp_path / "grown")
