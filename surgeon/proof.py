@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
+from surgeon.checkpoints.tensors import StoredTensor
 from surgeon.errors import CheckpointError, NotPreserved, fail
 from surgeon.models.inputs import real_inputs
 from surgeon.models.native import reason
@@ -56,9 +57,9 @@ def prove_folders(
     inputs = real_inputs(subject.module, seed=0)
     pair = Pair(
         plan,
-        source.read,
+        source.open,
         inputs,
-        grown.read if grown is not None else None,
+        grown.open if grown is not None else None,
         surgery.grown_buffers,
         {**subject.buffers, **source.buffers()},
         grown.buffers() if grown is not None else {},
@@ -92,7 +93,7 @@ def prove_sample(
     sample = draw(plan)
     inputs = real_inputs(subject.module, seed=0)
     buffers = {**subject.buffers, **stored.buffers()}
-    pair = Pair(plan, stored.read, inputs, None, surgery.grown_buffers, buffers, sample=sample)
+    pair = Pair(plan, stored.open, inputs, None, surgery.grown_buffers, buffers, sample=sample)
     run = coexecute(pair, device, watched_nodes(plan) - sample.unrun - sample.stands.keys())
     trained, untrained = trainability(plan, run)
     captured = plan.anatomy.captured
@@ -101,18 +102,18 @@ def prove_sample(
     disks = {stored.names[n] for n in names if n in stored.names}
     disks.update(d for b in stored.layout.bundles if names.intersection(b.held) for d in b.stored)
     written = open_checkpoint(grown_folder)
-    unlike = next((d for d in sorted(disks) if not _written_so(grown.produce(d), written.read(d))), None)
+    unlike = next((d for d in sorted(disks) if not _written_so(grown.produce(d), written.open(d))), None)
     sampled = Sampled(sample.layers, sample.run, len(disks), unlike)
     return Report(
         len(plan.anatomy.calls), run.report, None, trained, untrained, verified="sample", sampled=sampled
     )
 
 
-def _written_so(blocks: Iterable[Tensor], written: Tensor) -> bool:
+def _written_so(blocks: Iterable[Tensor], written: StoredTensor) -> bool:
     """Whether a tensor is bit for bit the one whose rows are `blocks`."""
     row, same = 0, True
     for block in blocks:
-        part = written[row : row + len(block)] if block.ndim else written
+        part = written.rows(row, row + len(block)) if block.ndim else written.whole()
         same = same and torch.equal(block.cpu().reshape(part.shape), part)
         row += len(block) if block.ndim else 0
     return same

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from surgeon.checkpoints.stamps import Stamp, stamp
+from surgeon.checkpoints.tensors import Entry, Files, Piece, StoredTensor
 from surgeon.errors import CheckpointError, fail
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,49 +40,31 @@ DTYPES = {
 WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a checkpoint, as its header describes it."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    bytes: int
-    offset: int  # of its first byte in the file
-
-
 @dataclass
 class Checkpoint:
-    """The tensors of a folder by name; values are read on demand, memory-mapped."""
+    """The tensors of a folder by name; values are read on demand, by rows."""
 
     folder: Path
     entries: Mapping[str, Entry]
     stamps: Mapping[Path, Stamp] = field(default_factory=dict, repr=False)  # of config.json too
-    _finite: set[str] = field(default_factory=set, repr=False)  # those already looked through
+    _sound: dict[str, NDArray[np.bool_]] = field(default_factory=dict, repr=False)  # rows looked through
+    _files: Files = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._files = Files(self.stamps)
+
+    def open(self, name: str) -> StoredTensor:
+        """One tensor, still in its files. Raises CheckpointError S403 (a file cannot be read) and S415 (one
+        changed since its header was read)."""
+        entry = self.entries[name]
+        for file in {piece.file: None for piece in entry.pieces}:
+            self._files.refuse_change(file)
+        sound = self._sound.setdefault(name, np.zeros(entry.shape[0] if entry.shape else 1, bool))
+        return StoredTensor(name, entry, self._files, sound)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, mapped for as long as it lives: its pages leave memory with it, which those of a
-        file mapped whole would not.
-
-        Raises CheckpointError S403 (the file cannot be read), S404 (the tensor holds NaN or infinity) and
-        S415 (the file changed since its header was read).
-        """
-        entry = self.entries[name]
-        if entry.file in self.stamps:
-            self.stamps[entry.file].refuse_change()
-        if not entry.bytes:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        try:
-            mapped = _mapped(entry)
-        except (OSError, ValueError) as error:
-            raise fail(CheckpointError, "S403", f"{entry.file.name} cannot be read: {error}") from error
-        aligned = mapped if entry.offset % entry.dtype.itemsize == 0 else np.array(mapped)
-        tensor = torch.from_numpy(aligned).view(entry.dtype).reshape(entry.shape)
-        if name not in self._finite and tensor.is_floating_point():
-            if not all(torch.isfinite(end) for end in tensor.aminmax()):  # NaN is both ends
-                raise fail(CheckpointError, "S404", f"{name} in {entry.file.name} holds NaN or infinity")
-            self._finite.add(name)
-        return tensor
+        """One tensor in memory. Raises CheckpointError S403, S415, and S404 (it holds NaN or infinity)."""
+        return self.open(name).whole()
 
     def refuse_changes(self) -> None:
         """Raises CheckpointError S415 when a file changed since it was opened, S403 when one is gone."""
@@ -104,16 +86,6 @@ class Checkpoint:
     @property
     def total_bytes(self) -> int:
         return sum(e.bytes for e in self.entries.values())
-
-
-def _mapped(entry: Entry) -> NDArray[np.uint8]:
-    """A tensor's bytes, copy-on-write: whoever changes the tensor does not change the file."""
-    before = entry.offset % mmap.ALLOCATIONGRANULARITY
-    with entry.file.open("rb", buffering=0) as stream:
-        pages = mmap.mmap(
-            stream.fileno(), before + entry.bytes, access=mmap.ACCESS_COPY, offset=entry.offset - before
-        )
-    return np.frombuffer(pages, np.uint8, entry.bytes, before)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -223,7 +195,8 @@ def read_header(file: Path) -> dict[str, Entry]:
             if begin != end or stop - begin != count or 8 + length + stop > size:
                 raise ValueError(f"{name} does not fit the file")
             end = stop
-            entries[name] = Entry(file, shape, DTYPES[dtype], stop - begin, 8 + length + begin)
+            piece = Piece(file, 8 + length + begin, (0,) * len(shape), shape)
+            entries[name] = Entry(file, shape, DTYPES[dtype], (piece,))
         if 8 + length + end != size:
             raise ValueError("the file is longer or shorter than its tensors")
     except OSError as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import Checkpoint, resolve_names
+from surgeon.checkpoints.tensors import Held
 from surgeon.errors import CheckpointError, fail
 from surgeon.models.layout import Bundle, Layout, read_layout
 
@@ -32,6 +33,10 @@ class StoredModel:
             self._held = {}  # before the next one is made
             self._held = self.layout.hold(bundle, {n: self.checkpoint.read(n) for n in bundle.stored})
         return self._held[name]
+
+    def open(self, name: str) -> Held:
+        """The same, left in its files where it is stored as it is held."""
+        return self.checkpoint.open(self.names[name]) if name in self.names else self.read(name)
 
     def buffers(self) -> dict[str, Tensor]:
         """The buffers that the checkpoint holds: running statistics, say."""

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from surgeon.checkpoints.tensors import rows_of
 from surgeon.checkpoints.writing import Spec
 from surgeon.models.layout import Layout
 from surgeon.models.stored import StoredModel
@@ -61,12 +62,12 @@ class GrownCheckpoint:
         return (tensor.to(self._cast(tensor.dtype)),)
 
     def _blocks(self, name: str, disk: str) -> Iterable[Tensor]:
-        tensor = self.source.read(name)
+        tensor = self.source.open(name)
         wanted = self._cast(self.source.checkpoint.entries[disk].dtype)
         transform = self.transforms.get(name)
         if transform is None:
-            return (tensor.to(wanted),)
-        return blocks(tensor, transform, wanted if tensor.is_floating_point() else None, self.device)
+            return (rows_of(tensor, None).to(wanted),)
+        return blocks(tensor, transform, wanted if wanted.is_floating_point else None, self.device)
 
     @cached_property
     def _names(self) -> Mapping[str, str]:

@@ -44,7 +44,7 @@ def shelve(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None, 
             disk = on_disk.get(id(parameter))
             wanted = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
             shown: Tensor = parameter
-            if disk is not None and _same(parameter, checkpoint.read(disk)):
+            if disk is not None and _same(parameter, checkpoint.open(disk).mapped()):
                 readers[name] = _reader(checkpoint, disk, wanted, device)
                 shown = torch.zeros((), dtype=wanted, device=device).expand(parameter.shape)
             if id(parameter) not in listed:
@@ -76,6 +76,6 @@ def _same(parameter: Tensor, stored: Tensor) -> bool:
 
 def _reader(checkpoint: Checkpoint, disk: str, dtype: torch.dtype, device: torch.device) -> Any:
     def read() -> nn.Parameter:
-        return nn.Parameter(checkpoint.read(disk).to(device, dtype), requires_grad=False)
+        return nn.Parameter(checkpoint.open(disk).mapped().to(device, dtype), requires_grad=False)
 
     return read
