@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from surgeon.checkpoints.tensors import BLOCK_ELEMENTS, row_blocks
 from surgeon.checkpoints.writing import BLOCKS_UNDER_WAY, Shard, Spec, shards_of
 from surgeon.graph.places import op_name
 from surgeon.models.stored import StoredModel
@@ -23,7 +24,7 @@ from surgeon.planning.plan import Plan
 from surgeon.result import Delivery
 from surgeon.rewriting.checkpoint import GrownCheckpoint
 from surgeon.rewriting.noise import draws_whole
-from surgeon.rewriting.weights import BLOCK_ELEMENTS, expand, row_blocks
+from surgeon.rewriting.weights import expand
 from surgeon.subject import Surgery
 from surgeon.verification.execution import ROWWISE
 

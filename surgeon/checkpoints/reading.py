@@ -6,8 +6,8 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from surgeon.checkpoints.distributed import METADATA, Saved, prefix_of, read_distributed
 from surgeon.checkpoints.stamps import Stamp, stamp
 from surgeon.checkpoints.tensors import Entry, Files, Piece, StoredTensor
 from surgeon.errors import CheckpointError, fail
@@ -47,6 +48,7 @@ class Checkpoint:
     folder: Path
     entries: Mapping[str, Entry]
     stamps: Mapping[Path, Stamp] = field(default_factory=dict, repr=False)  # of config.json too
+    saved: Saved | None = None  # where torch.distributed.checkpoint wrote it
     _sound: dict[str, NDArray[np.bool_]] = field(default_factory=dict, repr=False)  # rows looked through
     _files: Files = field(init=False, repr=False)
 
@@ -61,6 +63,17 @@ class Checkpoint:
             self._files.refuse_change(file)
         sound = self._sound.setdefault(name, np.zeros(entry.shape[0] if entry.shape else 1, bool))
         return StoredTensor(name, entry, self._files, sound)
+
+    def rooted(self, names: Iterable[str]) -> Checkpoint:
+        """The checkpoint of a class alone, under its own `names`, without what stands before them and beside
+        them in a folder of torch.distributed.checkpoint. Raises CheckpointError S422."""
+        if self.saved is None:
+            return self
+        prefix = prefix_of(self.entries, names)
+        own = {n.removeprefix(prefix): e for n, e in self.entries.items() if n.startswith(prefix)}
+        others = (*self.saved.others, *(n for n in self.entries if not n.startswith(prefix)))
+        saved = replace(self.saved, prefix=prefix, others=tuple(sorted(others)))
+        return Checkpoint(self.folder, own, self.stamps, saved)
 
     def read(self, name: str) -> Tensor:
         """One tensor in memory. Raises CheckpointError S403, S415, and S404 (it holds NaN or infinity)."""
@@ -92,7 +105,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Open a folder's weights, the file that stock transformers would take where there are both kinds.
 
     Raises CheckpointError S401 (no weights, or unsafe ones only), S402 (a shard is missing or outside
-    the folder), S403 (a header that does not fit its file).
+    the folder), S403 (a header that does not fit its file), and for a folder of torch.distributed.checkpoint
+    S407, S420 and S421.
     """
     stamps: dict[Path, Stamp] = {}
     if is_file(folder / "config.json"):
@@ -103,6 +117,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if is_file(folder / INDEX):
         stamps[folder / INDEX] = stamp(folder / INDEX)
         return Checkpoint(folder, _sharded(folder, stamps), stamps)
+    if is_file(folder / METADATA):
+        entries, saved = read_distributed(folder, stamps)
+        return Checkpoint(folder, entries, stamps, saved)
     pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
     if pickles:
         raise fail(
@@ -116,7 +133,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def holds_weights(folder: Path) -> bool:
     """Whether there are weights that :func:`open_checkpoint` would open."""
-    return is_file(folder / SINGLE) or is_file(folder / INDEX)
+    return any(is_file(folder / name) for name in (SINGLE, INDEX, METADATA))
 
 
 def is_file(path: Path) -> bool:

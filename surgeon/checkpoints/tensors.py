@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -22,6 +22,7 @@ from surgeon.checkpoints.stamps import Stamp
 from surgeon.errors import CheckpointError, fail
 
 OPEN_FILES = 32  # of one checkpoint at a time
+BLOCK_ELEMENTS = 1 << 18  # of a block: what is made of it stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ class StoredTensor:
         return self.rows(0, self._count).reshape(self.shape)
 
     def mapped(self) -> Tensor:
-        """All of it, as :meth:`whole`, but mapped where it is one stretch of a file, copy-on-write: quicker to
-        read over and over. A file cut short under it takes the process with it."""
+        """All of it, as :meth:`whole`, but mapped where it is one stretch of a file, copy-on-write: quicker
+        to read over and over. A file cut short under it takes the process with it."""
         piece = self.entry.pieces[0] if len(self.entry.pieces) == 1 else None
         if piece is None or piece.offset % self.dtype.itemsize or not self.entry.bytes:
             return self.whole()
@@ -151,9 +152,12 @@ class StoredTensor:
         infinity) and S415 (a file changed since its header was read).
         """
         rest, size = self.shape[1:], self.dtype.itemsize
-        made = _memory(max(0, stop - start) * prod(rest) * size)
+        count = (stop - start) * prod(rest)
+        if not count:
+            return torch.empty((stop - start, *rest), dtype=self.dtype)
+        made = _memory(count * size)
         out = made.view(self.dtype).reshape(stop - start, *rest)
-        for piece in self.entry.pieces if made.numel() else ():
+        for piece in self.entry.pieces:
             top, height = (piece.at or (0,))[0], (piece.shape or (1,))[0]
             first, last = max(start, top), min(stop, top + height)
             if first >= last:
@@ -201,3 +205,14 @@ def rows_of(tensor: Held, index: Index | None) -> Tensor:
     if len(index) and (np.diff(index) == 1).all():
         return tensor[int(index[0]) : int(index[0]) + len(index)]
     return tensor.index_select(0, torch.from_numpy(index).to(tensor.device))
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[Index | None]:
+    """The rows of a tensor of `shape`, a cacheful at a time; None where all are one block."""
+    count = prod(shape)
+    if len(shape) < 2 or count <= BLOCK_ELEMENTS:
+        yield None
+        return
+    height = max(1, BLOCK_ELEMENTS * shape[0] // count)
+    for start in range(0, shape[0], height):
+        yield np.arange(start, min(start + height, shape[0]))

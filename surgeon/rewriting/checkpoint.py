@@ -41,6 +41,8 @@ class GrownCheckpoint:
             transform = self.transforms.get(name)
             shape = transform.target_shape if transform else entries[disk].shape
             specs.append(Spec(disk, shape, self._cast(entries[disk].dtype)))
+        for disk, name in self.source.twins.items():
+            specs.append(Spec(disk, self.transforms[name].target_shape, self._cast(entries[disk].dtype)))
         for bundle in self.layout.bundles:
             held = {n: torch.empty(self.transforms[n].target_shape, device="meta") for n in bundle.held}
             for disk, tensor in self.layout.store(bundle, held).items():
@@ -71,7 +73,7 @@ class GrownCheckpoint:
 
     @cached_property
     def _names(self) -> Mapping[str, str]:
-        return {disk: name for name, disk in self.source.names.items()}
+        return {disk: name for name, disk in self.source.names.items()} | dict(self.source.twins)
 
     def _cast(self, dtype: torch.dtype) -> torch.dtype:
         return self.dtype if self.dtype is not None and dtype.is_floating_point else dtype

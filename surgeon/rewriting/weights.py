@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from surgeon.axes.maps import NEW, Index, copies_of
-from surgeon.checkpoints.tensors import Held, rows_of
+from surgeon.checkpoints.tensors import Held, row_blocks, rows_of
 from surgeon.parallel import side_by_side
 from surgeon.planning.transforms import AxisGrowth, Transform
 from surgeon.rewriting.noise import draws_whole, null_space_noise
-
-BLOCK_ELEMENTS = 1 << 18  # of a block: what is made of it stays in the processor's cache
 
 
 def expand(
@@ -75,17 +73,6 @@ def blocks(
     """The grown tensor on `device` as consecutive blocks of rows, so that it is never held whole."""
     several = [None] if draws_whole(transform) else row_blocks(transform.target_shape)
     return side_by_side(lambda rows: expand(tensor, transform, dtype, rows, device), several, device)
-
-
-def row_blocks(shape: tuple[int, ...]) -> Iterator[Index | None]:
-    """The rows of a tensor of `shape`, a cacheful at a time; None where all are one block."""
-    count = int(np.prod(shape))
-    if len(shape) < 2 or count <= BLOCK_ELEMENTS:
-        yield None
-        return
-    height = max(1, BLOCK_ELEMENTS * shape[0] // count)
-    for start in range(0, shape[0], height):
-        yield np.arange(start, min(start + height, shape[0]))
 
 
 def _rows(tensor: Held, transform: Transform, rows: Index | None) -> Tensor:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, fx
 
 from surgeon.axes.maps import Index
-from surgeon.checkpoints.tensors import Held, rows_of
+from surgeon.checkpoints.tensors import Held, row_blocks, rows_of
 from surgeon.planning.literals import grown_args
 from surgeon.planning.plan import Plan
 from surgeon.planning.transforms import Transform
-from surgeon.rewriting.weights import expand, row_blocks
+from surgeon.rewriting.weights import expand
 from surgeon.verification.execution import Executor, Rows, Weight, promoted, schedule
 from surgeon.verification.invariant import difference, expected, largest
 from surgeon.verification.sampling import Sample
