@@ -157,8 +157,8 @@ is bound elsewhere. Grow by an integer factor, grow other dims, or untie paramet
 Other pickles can run code when opened, and are not.""",
     "S402": """The index of a sharded checkpoint and its shards do not agree, or the `.metadata` of a
 distributed one and its `.distcp` files.""",
-    "S403": """A file of weights does not hold what its header, or the table of a distributed checkpoint, says:
-it is truncated or altered. Chunks of tensors are read where they lie, so they must be uncompressed, row by row.""",
+    "S403": """A file of weights does not hold what its header says, or the table of a distributed
+checkpoint: it is truncated or altered. Chunks are read where they lie: uncompressed, and row by row.""",
     "S404": """A tensor holds NaN or infinity. There is no function to preserve.""",
     "S405": """Tensors that the class needs are missing from the checkpoint.""",
     "S406": """A tensor has another shape than the config asks for.""",

@@ -210,6 +210,39 @@ def test_what_is_finished_is_not_written_again(tmp_path: Path) -> None:
         assert checkpoint.entries[f"x.{name}"].dtype == tensor.dtype
 
 
+def test_a_stopped_run_is_gone_on_with(source: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", {"device": "cpu", "shard_size": "60KB", "resume": True}
+
+    def stop(done: int, total: int) -> None:
+        if 2 * done > total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        surgeon.apply("grow", source, out, progress=stop, **options)
+    (left,) = tmp_path.glob(".out.surgeon-*")
+    finished = {p.name: p.stat().st_mtime_ns for p in left.glob("*.distcp") if Journal(left).chunks(p.name)}
+    assert finished
+    surgeon.apply("grow", source, out, **options)
+    assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
+    assert not [p for p in out.iterdir() if p.name.startswith(".") and p.name != METADATA]
+    assert differ(loaded(source), loaded(out)) < 1e-5
+
+
+@pytest.mark.parametrize("name", [FILE, METADATA])
+def test_a_file_that_changes_while_it_is_read_is_refused(name: str, source: Path, tmp_path: Path) -> None:
+    folder = damage.copied(source, tmp_path / "model")
+    checkpoint = open_checkpoint(folder)
+    tensor = checkpoint.open(NAME)
+    assert len(tensor.rows(0, 1)) == 1
+    os.truncate(folder / name, 4096)
+    if name == FILE:
+        with pytest.raises(CheckpointError, match="changed while surgeon was reading it") as caught:
+            tensor.whole()
+        assert caught.value.code == "S415"
+    with pytest.raises(CheckpointError, match=f"{name} changed while surgeon was reading it"):
+        checkpoint.refuse_changes()
+
+
 def test_a_tie_that_is_none_is_refused(tmp_path: Path) -> None:
     plain = tiny.save(tiny.llama(2, tie_word_embeddings=True), tmp_path / "plain")
     source = saved(plain, tmp_path / "source", lambda s: {**s, "lm_head.weight": s["lm_head.weight"] + 1})
