@@ -119,6 +119,7 @@ def prove_sample(
     names = {n for placeholder, n in held.items() if placeholder not in sample.unrun}
     disks = {stored.names[n] for n in names if n in stored.names}
     disks.update(d for b in stored.layout.bundles if names.intersection(b.held) for d in b.stored)
+    disks.update(d for d, n in stored.twins.items() if n in names)
     written = open_grown(surgery, grown_folder).checkpoint
     unlike = next((d for d in sorted(disks) if not _written_so(grown.produce(d), written.open(d))), None)
     sampled = Sampled(sample.layers, sample.run, len(disks), unlike)

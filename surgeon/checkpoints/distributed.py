@@ -306,6 +306,8 @@ class _Archives:
 
     def _open(self, file: Path) -> None:
         if file != self._file:
+            if not file.is_file():  # a pipe would have us wait for ever
+                raise FileNotFoundError
             stream = file.open("rb")
             self._stream.close()
             self._file, self._stream = file, stream  # type: ignore[assignment]

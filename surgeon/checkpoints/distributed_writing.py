@@ -18,7 +18,8 @@ from surgeon.checkpoints.distributed import METADATA, Saved
 from surgeon.checkpoints.journal import Journal
 from surgeon.checkpoints.writing import Shard, Sink, Spec, note_finished
 
-CHUNK_BYTES = 64 * 1024 * 1024  # of a chunk, which is in memory twice while it is written
+CHUNK_BYTES = 64 * 1024 * 1024
+CHUNKS_UNDER_WAY = 2  # one is put together while the last is written
 
 
 def distributed_files(shards: Sequence[Shard]) -> list[Shard]:

@@ -357,6 +357,7 @@ DAMAGE: dict[str, tuple[damage.Damage, str, str]] = {
         UNSOUND,
     ),
     "missing file": (damage.without(FILE), "S402", f"the file {FILE} is missing"),
+    "a pipe": (damage.as_pipe(FILE), "S402", f"the file {FILE} is missing"),
     "truncated": (cut, "S403", f"{FILE} holds no sound chunk of"),
     "empty file": (damage.text(FILE, b""), "S403", "the file ends before it does"),
     "scribbled": (scribbled, "S403", f"{FILE} holds no sound chunk of {NAME}: "),
