@@ -1,15 +1,13 @@
 """Folders that torch.distributed.checkpoint wrote: a table of tensors and their chunks in ``.metadata``, the
 chunks in ``*.distcp``.
 
-The table is a pickle, which could run code. It is read with stand-ins for the few classes that such tables
-are made of, and anything else in it is refused; so are the small pickles in the chunks, each an archive of
-``torch.save`` with one box of a tensor as plain bytes.
+The table is a pickle, which could run code, and so is a small part of each chunk, which is an archive of
+``torch.save`` with one box of a tensor as plain bytes: see :mod:`surgeon.checkpoints.pickles`.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +18,16 @@ from typing import Any
 
 import torch
 
+from surgeon.checkpoints.pickles import (
+    DTYPES,
+    BytesPart,
+    Part,
+    PlacePart,
+    TablePart,
+    TensorPart,
+    read_chunk,
+    read_table,
+)
 from surgeon.checkpoints.stamps import Stamp, stamp
 from surgeon.checkpoints.tensors import Entry, Piece
 from surgeon.errors import CheckpointError, fail
@@ -44,101 +52,6 @@ class Saved:
     others: tuple[str, ...]
 
 
-# ── pickles without their power ──────────────────────────────────────────────────────────
-
-
-class _Part:
-    """Stands in for an object of torch: holds what the pickle says of it, and does nothing."""
-
-    def __init__(self, *_: Any):
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def get(self, name: str) -> Any:
-        """A field. Raises ValueError for an object that has none."""
-        state = self.__dict__.get("state")
-        if not isinstance(state, dict):
-            raise ValueError(f"something in it has no {name}")
-        return state.get(name)
-
-
-class _Table(_Part):
-    pass
-
-
-class _Tensor(_Part):
-    pass
-
-
-class _Bytes(_Part):
-    pass
-
-
-class _Place(_Part):
-    pass
-
-
-def _rebuilt(*about: Any) -> tuple[Any, ...]:
-    return about
-
-
-_TORCH = "torch.distributed.checkpoint.metadata"
-_TABLE: dict[tuple[str, str], Any] = {
-    (_TORCH, "Metadata"): _Table,
-    (_TORCH, "TensorStorageMetadata"): _Tensor,
-    (_TORCH, "BytesStorageMetadata"): _Bytes,
-    (_TORCH, "ChunkStorageMetadata"): _Part,
-    (_TORCH, "TensorProperties"): _Part,
-    (_TORCH, "MetadataIndex"): _Place,
-    (_TORCH, "StorageMeta"): _Part,
-    (_TORCH, "_MEM_FORMAT_ENCODING"): int,
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _Part,
-    ("torch", "Size"): tuple,
-    ("torch.serialization", "_get_layout"): str,
-    ("collections", "OrderedDict"): dict,
-    **{
-        (module, f"{kind}Path"): _Part
-        for module in ("pathlib", "pathlib._local")
-        for kind in ("Posix", "Windows")
-    },
-}
-_CHUNK: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuilt,
-    ("collections", "OrderedDict"): dict,
-    **{
-        ("torch", f"{name}Storage"): dtype
-        for name, dtype in (
-            *(("Double", torch.float64), ("Float", torch.float32), ("Half", torch.float16)),
-            *(("BFloat16", torch.bfloat16), ("Long", torch.int64), ("Int", torch.int32)),
-            *(("Short", torch.int16), ("Char", torch.int8), ("Byte", torch.uint8), ("Bool", torch.bool)),
-        )
-    },
-}
-DTYPES = frozenset(dtype for dtype in _CHUNK.values() if isinstance(dtype, torch.dtype))
-
-
-class _Reader(pickle.Unpickler):
-    """Makes nothing but what `known` names, and torch's dtypes."""
-
-    def __init__(self, data: bytes, known: Mapping[tuple[str, str], Any]):
-        super().__init__(io.BytesIO(data))
-        self._known = known
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = self._known.get((module, name))
-        if found is None and module == "torch":
-            found = vars(torch).get(name)
-            found = found if isinstance(found, torch.dtype) else None
-        if found is None:
-            raise ValueError(f"it names {module}.{name}, which no such file needs")
-        return found
-
-    def persistent_load(self, pid: Any) -> Any:
-        return pid
-
-
 # ── the table ────────────────────────────────────────────────────────────────────────────
 
 
@@ -153,7 +66,7 @@ def read_distributed(folder: Path, stamps: dict[Path, Stamp]) -> tuple[dict[str,
     try:
         if stamps[file].size > MAX_METADATA:
             raise ValueError("it is larger than any sound one")
-        table = _Reader(file.read_bytes(), _TABLE).load()
+        table = read_table(file.read_bytes())
         tensors, others, paths, places = _parts(table)
     except OSError as error:
         raise fail(CheckpointError, "S403", f"{file} cannot be read: {error.strerror}") from error
@@ -177,31 +90,31 @@ def read_distributed(folder: Path, stamps: dict[Path, Stamp]) -> tuple[dict[str,
 
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # where it begins, and its shape
-Places = Mapping[tuple[str, tuple[int, ...]], _Part]
+Places = Mapping[tuple[str, tuple[int, ...]], Part]
 
 
 def _parts(
     table: Any,
 ) -> tuple[dict[str, tuple[tuple[int, ...], Any, list[Box]]], list[str], dict[str, Any], Places]:
     """Tensors, names of what is none, paths, and where each chunk is stored. Raises ValueError."""
-    if not isinstance(table, _Table):
+    if not isinstance(table, TablePart):
         raise ValueError("it holds something else")
     tensors, others = {}, []
     for name, about in _dict(table.get("state_dict_metadata")).items():
-        if isinstance(about, _Bytes):
+        if isinstance(about, BytesPart):
             others.append(str(name))
             continue
-        if not isinstance(about, _Tensor) or not isinstance(name, str):
+        if not isinstance(about, TensorPart) or not isinstance(name, str):
             raise ValueError(f"{name} is not described")
         properties, chunks = about.get("properties"), about.get("chunks")
-        dtype = properties.state[0] if isinstance(properties, _Part) and properties.state else None
+        dtype = properties.state[0] if isinstance(properties, Part) and properties.state else None
         if not isinstance(dtype, torch.dtype) or not isinstance(chunks, list):
             raise ValueError(f"{name} is not described")
         boxes = [(_sizes(name, c.get("offsets")), _sizes(name, c.get("sizes"))) for c in chunks]
         tensors[name] = (_sizes(name, about.get("size")), dtype, boxes)
     places = {}
     for place, info in _dict(table.get("storage_data")).items():
-        if not isinstance(place, _Place) or not isinstance(info, _Part):
+        if not isinstance(place, PlacePart) or not isinstance(info, Part):
             raise ValueError("its places are not described")
         name, offset = place.get("fqn"), place.get("offset")
         if name in tensors:
@@ -351,7 +264,7 @@ def _data(archive: zipfile.ZipFile, view: _View, dtype: torch.dtype, sizes: tupl
     members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
     if "data.pkl" not in members:
         raise ValueError("it was not written by torch.save")
-    about = _Reader(archive.read(members["data.pkl"]), _CHUNK).load()
+    about = read_chunk(archive.read(members["data.pkl"]))
     if not isinstance(about, tuple) or len(about) < 4:
         raise ValueError("it is no plain tensor")
     storage, first, shape, strides = about[:4]
