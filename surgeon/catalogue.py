@@ -155,15 +155,18 @@ A view of such a size is written anew; a tensor made in it, or a view with anoth
 Copies multiply a sum, or a constant of the class changed, and every parameter that could take the factor
 is bound elsewhere. Grow by an integer factor, grow other dims, or untie parameters.""",
     # ── S4xx: checkpoints ────────────────────────────────────────────────────────────────────
-    "S401": """The folder has no safetensors. Pickles can run code when opened, and are not.""",
-    "S402": """The index of a sharded checkpoint and its shards do not agree.""",
-    "S403": """A safetensors file's header does not fit the file: it is truncated or altered.""",
+    "S401": """The folder has neither safetensors nor what torch.distributed.checkpoint saves.
+Other pickles can run code when opened, and are not.""",
+    "S402": """The index of a sharded checkpoint and its shards do not agree, or the `.metadata` of a
+distributed one and its `.distcp` files.""",
+    "S403": """A file of weights does not hold what its header says, or the table of a distributed
+checkpoint: it is truncated or altered. Chunks are read where they lie: uncompressed, and row by row.""",
     "S404": """A tensor holds NaN or infinity. There is no function to preserve.""",
     "S405": """Tensors that the class needs are missing from the checkpoint.""",
     "S406": """A tensor has another shape than the config asks for.""",
     "S407": """The dtype is not supported, or holds no floating-point numbers where the class has them.""",
     "S408": """Two tensors of the checkpoint are one parameter of the class: under its name with and without
-a prefix, for one.""",
+a prefix, for one; or under both names of a tie, with other values.""",
     "S410": """The output exists already. Nothing is overwritten without `--force`.""",
     "S411": """There is not enough room on the disk. Nothing was left behind.""",
     "S412": """The output cannot be written there.""",
@@ -184,6 +187,13 @@ Units are powers of 1000, as those of transformers are.""",
 full: both graphs in float64, and stock transformers. sample: the first, the last and two other layers of
 each stack and all that is outside of them, in float64, what was written of them read back; the whole is not
 called preserved. none: nothing beyond the plan's own equations.""",
+    "S420": """The `.metadata` of a folder of torch.distributed.checkpoint is no sound table.
+It is a pickle. surgeon reads it with stand-ins for the few classes that torch puts there, which hold what is
+said and do nothing; a name of anything else is refused, and no code of it is run.""",
+    "S421": """The chunks of a tensor do not fill it exactly: they overlap, leave a gap, or reach out of it.
+What stands where two overlap, or where there is none, cannot be known.""",
+    "S422": """The folder holds the class's tensors more than once, under several prefixes: weights and an
+average of them, for one. The set with the most names is the model; of equal ones none is chosen.""",
     # ── S5xx: the proof ──────────────────────────────────────────────────────────────────────
     "S501": """The two graphs, run side by side in float64, differ by more than float64 explains.
 The first node at which they part is named. The output is kept aside in DIR.not-preserved.""",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,11 @@ import torch
 
 import surgeon
 from surgeon.checkpoints.carry import carry_files, say_grown_sizes, write_card, write_surgery
+from surgeon.checkpoints.distributed_writing import (
+    distributed_files,
+    write_distributed,
+    write_metadata,
+)
 from surgeon.checkpoints.journal import Journal
 from surgeon.checkpoints.reading import Checkpoint
 from surgeon.checkpoints.staging import set_aside, staging
@@ -51,11 +56,14 @@ def apply_folder(
     layout = stored.layout.of(surgery.module)
     grown = GrownCheckpoint(stored, surgery.plan.transforms, layout, delivery.dtype, delivery.device)
     shards = shards_of(grown.specs(), delivery.shard_bytes)
+    if checkpoint.saved is not None:
+        shards = distributed_files(shards)
     mine = shards[ranks.rank :: ranks.size]
     counted = _counted(sum(shard.bytes for shard in mine), progress)
     with ExitStack() as stack:
 
         def begin() -> Path:
+            stored.refuse_unlike_twins()
             job = _job(program, checkpoint, delivery, shards)
             needed = sum(shard.bytes for shard in shards)
             staged = staging(out, delivery.force, needed, job if delivery.resume else None)
@@ -71,9 +79,12 @@ def apply_folder(
                     f"rank {ranks.rank} does not see {folder}",
                     help="all ranks need one file system",
                 )
-            journal = Journal(folder) if len(shards) > 1 else None
+            journal = Journal(folder)
             with checkpoint.steady():
-                write_shards(folder, mine, grown.produce, counted, journal)
+                if checkpoint.saved is not None:
+                    write_distributed(folder, mine, grown.produce, counted, journal)
+                else:
+                    write_shards(folder, mine, grown.produce, counted, journal if len(shards) > 1 else None)
 
         folder = ranks.from_first(begin)
         stage("expanding and writing")
@@ -121,7 +132,11 @@ def _finish(
     plan, source = surgery.plan, surgery.subject.source
     assert isinstance(source, TransformersSource) and source.folder is not None
     with stored.checkpoint.steady():
-        write_index(folder, shards)
+        saved = stored.checkpoint.saved
+        if saved is not None:
+            write_metadata(folder, shards, saved, Journal(folder))
+        else:
+            write_index(folder, shards)
         carried = carry_files(source.folder, folder)
         said = say_grown_sizes(folder, carried, surgery.file_fields, plan.config_changes)
         _write_config(source, plan, folder, delivery.dtype)
@@ -158,11 +173,22 @@ def _proved(
 
 def _notes(stored: StoredModel, model_class: Any) -> tuple[str, ...]:
     """What the user should know about the folder written."""
-    unused = stored.unused()
-    if not unused:
-        return ()
-    named = ", ".join(unused[:4]) + (", …" if len(unused) > 4 else "")
-    return (f"left out, as {model_class.__name__} has no place for them: {len(unused)} tensors ({named})",)
+    notes, unused, saved = [], stored.unused(), stored.checkpoint.saved
+    if unused:
+        said = f"{len(unused)} tensors ({_some(unused)})"
+        notes.append(f"left out, as {model_class.__name__} has no place for them: {said}")
+    if saved is not None and saved.others:
+        said = f"{len(saved.others)} values ({_some(saved.others)})"
+        notes.append(f"left out, as they are no weights of the model: {said}")
+    if saved is not None:
+        notes.append(
+            "written for torch.distributed.checkpoint.load, as the source is; not for from_pretrained"
+        )
+    return tuple(notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
 def _write_config(source: TransformersSource, plan: Plan, folder: Path, dtype: torch.dtype | None) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from surgeon.checkpoints.distributed_writing import CHUNK_BYTES, CHUNKS_UNDER_WAY
+from surgeon.checkpoints.tensors import BLOCK_ELEMENTS, row_blocks
 from surgeon.checkpoints.writing import BLOCKS_UNDER_WAY, Shard, Spec, shards_of
 from surgeon.graph.places import op_name
 from surgeon.models.stored import StoredModel
@@ -23,7 +25,7 @@ from surgeon.planning.plan import Plan
 from surgeon.result import Delivery
 from surgeon.rewriting.checkpoint import GrownCheckpoint
 from surgeon.rewriting.noise import draws_whole
-from surgeon.rewriting.weights import BLOCK_ELEMENTS, expand, row_blocks
+from surgeon.rewriting.weights import expand
 from surgeon.subject import Surgery
 from surgeon.verification.execution import ROWWISE
 
@@ -83,7 +85,9 @@ def forecast_stored(surgery: Surgery, stored: StoredModel, delivery: Delivery) -
     )
     shards = shards_of(list(specs.values()), delivery.shard_bytes)
     bytes_in = sum(entries[name].bytes for name in specs)
-    return _forecast(surgery.plan, shards, bytes_in, max(converted, default=0), delivery.out)
+    chunk = min(CHUNK_BYTES, max((spec.bytes for spec in specs.values()), default=0))
+    chunks = 0 if stored.checkpoint.saved is None else CHUNKS_UNDER_WAY * chunk
+    return _forecast(surgery.plan, shards, bytes_in, max(converted, default=0), delivery.out, chunks)
 
 
 def forecast_planned(surgery: Surgery, delivery: Delivery, dtype: torch.dtype) -> Forecast:
@@ -96,10 +100,13 @@ def forecast_planned(surgery: Surgery, delivery: Delivery, dtype: torch.dtype) -
     return _forecast(plan, shards, bytes_in, 0, delivery.out)
 
 
-def _forecast(plan: Plan, shards: Sequence[Shard], bytes_in: int, bundle: int, out: Path | None) -> Forecast:
-    """`bundle`: bytes of the largest one that is converted whole, source and grown, as held and as stored."""
+def _forecast(
+    plan: Plan, shards: Sequence[Shard], bytes_in: int, bundle: int, out: Path | None, chunks: int = 0
+) -> Forecast:
+    """`bundle`: bytes of the largest one that is converted whole, source and grown, as held and as stored;
+    `chunks`: of what is put together before it is written."""
     total = sum(shard.bytes for shard in shards)
-    memory = max(_writing(plan, bundle), _proving(plan, shards))
+    memory = max(_writing(plan, bundle) + chunks, _proving(plan, shards))
     if out is None:
         return Forecast(bytes_in, total, len(shards), memory)
     return Forecast(bytes_in, total, len(shards), memory, room_at(out), _growing(plan))

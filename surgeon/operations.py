@@ -255,5 +255,7 @@ def verify(source: Any, target: Any, *, device: str = "auto", stage: Stage = qui
         for part, folder in ((subject, small.folder), (grown, large.folder))
     )
     surgery = Surgery(subject, plan, large.config, grown.module, grown.buffers)
+    for stored in (old, new):
+        stored.refuse_unlike_twins()
     stage("proof: both graphs in float64")
     return prove_folders(surgery, old, small.folder, large.folder, None, where, stage, grown=new)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
+from surgeon.checkpoints.tensors import StoredTensor
 from surgeon.errors import CheckpointError, NotPreserved, fail
 from surgeon.models.inputs import real_inputs
 from surgeon.models.native import reason
 from surgeon.models.source import TransformersSource
-from surgeon.models.stored import StoredModel
+from surgeon.models.stored import StoredModel, open_stored
 from surgeon.planning.plan import Plan
 from surgeon.rewriting.checkpoint import GrownCheckpoint
 from surgeon.subject import Stage, Surgery
 from surgeon.verification.coexecution import Coexecution, Pair, coexecute
 from surgeon.verification.native import (
     WIDER,
+    Observed,
     compare_stock,
     observe_folder,
+    observe_stored,
     observe_wider,
     refuse_other_graph,
     told_of_stock,
@@ -52,13 +56,13 @@ def prove_folders(
     """
     subject, plan = surgery.subject, surgery.plan
     assert isinstance(subject.source, TransformersSource)
-    rounded_to = main_dtype(open_checkpoint(grown_folder)) if grown is not None else None
+    rounded_to = main_dtype(grown.checkpoint) if grown is not None else None
     inputs = real_inputs(subject.module, seed=0)
     pair = Pair(
         plan,
-        source.read,
+        source.open,
         inputs,
-        grown.read if grown is not None else None,
+        grown.open if grown is not None else None,
         surgery.grown_buffers,
         {**subject.buffers, **source.buffers()},
         grown.buffers() if grown is not None else {},
@@ -67,16 +71,31 @@ def prove_folders(
     run = coexecute(pair, device, watched_nodes(plan))
     trained, untrained = trainability(plan, run)
     stage("proof: stock transformers")
-    model_class = subject.source.model_class
-    own = dtype or main_dtype(open_checkpoint(source_folder))
+    config, model_class = subject.source.config, subject.source.model_class
+    own = dtype or main_dtype(source.checkpoint)
+
+    def see(folder: Path, config: Any, stored: StoredModel, wanted: torch.dtype) -> Observed:
+        if stored.checkpoint.saved is None:
+            return observe_folder(folder, model_class, own, wanted, device)
+        return observe_stored(stored, config, model_class, own, wanted, device)
+
+    def see_source(wanted: torch.dtype) -> Observed:
+        return see(source_folder, config, source, wanted)
+
     with told_of_stock(source_folder):
-        small = observe_folder(source_folder, model_class, own, own, device)
-        wide = observe_wider(source_folder, model_class, own, device)
+        small = see_source(own)
+        wide = observe_wider(see_source, own)
         if run.source is not None:
             refuse_other_graph(small, wide, run.source)
-    grown_seen = observe_folder(grown_folder, model_class, own, own, device)
+    grown_seen = see(grown_folder, surgery.config, grown or open_grown(surgery, grown_folder), own)
     native = compare_stock(plan, small, wide, run.source, grown_seen)
     return Report(len(plan.anatomy.calls), run.report, native, trained, untrained)
+
+
+def open_grown(surgery: Surgery, folder: Path) -> StoredModel:
+    """The grown weights, as they were written."""
+    assert surgery.module is not None
+    return open_stored(surgery.module, surgery.plan.aliases, open_checkpoint(folder))
 
 
 def prove_sample(
@@ -92,7 +111,7 @@ def prove_sample(
     sample = draw(plan)
     inputs = real_inputs(subject.module, seed=0)
     buffers = {**subject.buffers, **stored.buffers()}
-    pair = Pair(plan, stored.read, inputs, None, surgery.grown_buffers, buffers, sample=sample)
+    pair = Pair(plan, stored.open, inputs, None, surgery.grown_buffers, buffers, sample=sample)
     run = coexecute(pair, device, watched_nodes(plan) - sample.unrun - sample.stands.keys())
     trained, untrained = trainability(plan, run)
     captured = plan.anatomy.captured
@@ -100,19 +119,20 @@ def prove_sample(
     names = {n for placeholder, n in held.items() if placeholder not in sample.unrun}
     disks = {stored.names[n] for n in names if n in stored.names}
     disks.update(d for b in stored.layout.bundles if names.intersection(b.held) for d in b.stored)
-    written = open_checkpoint(grown_folder)
-    unlike = next((d for d in sorted(disks) if not _written_so(grown.produce(d), written.read(d))), None)
+    disks.update(d for d, n in stored.twins.items() if n in names)
+    written = open_grown(surgery, grown_folder).checkpoint
+    unlike = next((d for d in sorted(disks) if not _written_so(grown.produce(d), written.open(d))), None)
     sampled = Sampled(sample.layers, sample.run, len(disks), unlike)
     return Report(
         len(plan.anatomy.calls), run.report, None, trained, untrained, verified="sample", sampled=sampled
     )
 
 
-def _written_so(blocks: Iterable[Tensor], written: Tensor) -> bool:
+def _written_so(blocks: Iterable[Tensor], written: StoredTensor) -> bool:
     """Whether a tensor is bit for bit the one whose rows are `blocks`."""
     row, same = 0, True
     for block in blocks:
-        part = written[row : row + len(block)] if block.ndim else written
+        part = written.rows(row, row + len(block)) if block.ndim else written.whole()
         same = same and torch.equal(block.cpu().reshape(part.shape), part)
         row += len(block) if block.ndim else 0
     return same

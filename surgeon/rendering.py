@@ -19,6 +19,7 @@ from surgeon.errors import PlanError, fail
 from surgeon.forecast import Forecast
 from surgeon.graph.inference import Anatomy
 from surgeon.planning.plan import Plan
+from surgeon.verification.native import STOCK
 from surgeon.verification.report import Report
 
 
@@ -157,6 +158,8 @@ def show_report(console: Console, report: Report) -> None:
             extra.append(f"top-1 {n.top1:.1%}")
         if n.greedy is not None:
             extra.append("greedy text equal" if n.greedy else "greedy text differs")
+        if n.loaded_by != STOCK:
+            extra.append(f"loaded by {n.loaded_by}")
         table.add_row(f"stock, {n.dtype}", f"{n.relative:.1e}", f"{n.tolerance:.1e}", ", ".join(extra))
     if report.untrained is not None:
         table.add_row("trainable", "", "", f"not run: {report.untrained}")

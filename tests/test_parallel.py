@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from surgeon.axes.maps import Index
+from surgeon.checkpoints.tensors import BLOCK_ELEMENTS
 from surgeon.parallel import side_by_side
-from surgeon.rewriting.weights import BLOCK_ELEMENTS
 from surgeon.verification.execution import Weight, _linear
 
 CPU = torch.device("cpu")

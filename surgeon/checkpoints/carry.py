@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from surgeon.checkpoints.distributed import METADATA
 from surgeon.checkpoints.reading import INDEX, SINGLE
 from surgeon.errors import CheckpointError, fail
 from surgeon.language.syntax import FileField
@@ -18,6 +19,7 @@ from surgeon.language.syntax import FileField
 WRITTEN = {"config.json", "README.md", "surgery.json"}
 LEFT_SUFFIXES = {
     *(".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ggml", ".ot", ".tflite", ".pb", ".npz", ".npy"),
+    ".distcp",
     *(".bin", ".pt", ".pth", ".pt2", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill"),
     *(".py", ".pyc", ".so"),
 }
@@ -109,7 +111,7 @@ def _raise(error: OSError) -> None:
 
 
 def _holds_weights(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (SINGLE, INDEX, "pytorch_model.bin"))
+    return any((folder / name).exists() for name in (SINGLE, INDEX, METADATA, "pytorch_model.bin"))
 
 
 def write_surgery(folder: Path, record: Mapping[str, Any]) -> None:

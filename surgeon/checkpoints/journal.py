@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from surgeon.errors import CheckpointError, fail
 
@@ -32,16 +33,22 @@ class Journal:
         """Whose shards these are; empty where a run was stopped before it said so."""
         return {str(k): str(v) for k, v in _read(self.folder / JOB).items()}
 
-    def finished(self, shard: str, checksum: int) -> None:
-        """Note a shard that is written and synced. A note is whole or not there."""
+    def finished(self, shard: str, checksum: int, chunks: Sequence[Sequence[object]] = ()) -> None:
+        """Note a shard that is written and synced, and what chunks it holds, if it is one that cannot tell.
+        A note is whole or not there."""
         new = self.folder / f".{shard}.new"
-        new.write_text(json.dumps({"crc32": checksum}), encoding="utf-8")
+        new.write_text(json.dumps({"crc32": checksum, "chunks": chunks}), encoding="utf-8")
         new.rename(self._note(shard))
 
     def is_finished(self, shard: str) -> bool:
         """Whether a shard was noted and its bytes are still those that were written."""
         note, file = _read(self._note(shard)), self.folder / shard
         return bool(note) and file.is_file() and checksum_of(file) == note.get("crc32")
+
+    def chunks(self, shard: str) -> list[list[Any]]:
+        """The chunks that were noted of a finished shard."""
+        chunks = _read(self._note(shard)).get("chunks")
+        return chunks if isinstance(chunks, list) else []
 
     @property
     def holds_shards(self) -> bool:

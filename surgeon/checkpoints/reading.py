@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from surgeon.checkpoints.distributed import METADATA, Saved, prefix_of, read_distributed
 from surgeon.checkpoints.stamps import Stamp, stamp
+from surgeon.checkpoints.tensors import Entry, Files, Piece, StoredTensor
 from surgeon.errors import CheckpointError, fail
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,49 +41,43 @@ DTYPES = {
 WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a checkpoint, as its header describes it."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    bytes: int
-    offset: int  # of its first byte in the file
-
-
 @dataclass
 class Checkpoint:
-    """The tensors of a folder by name; values are read on demand, memory-mapped."""
+    """The tensors of a folder by name; values are read on demand, by rows."""
 
     folder: Path
     entries: Mapping[str, Entry]
     stamps: Mapping[Path, Stamp] = field(default_factory=dict, repr=False)  # of config.json too
-    _finite: set[str] = field(default_factory=set, repr=False)  # those already looked through
+    saved: Saved | None = None  # where torch.distributed.checkpoint wrote it
+    _sound: dict[str, NDArray[np.bool_]] = field(default_factory=dict, repr=False)  # rows looked through
+    _files: Files = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._files = Files(self.stamps)
+
+    def open(self, name: str) -> StoredTensor:
+        """One tensor, still in its files. Raises CheckpointError S403 (a file cannot be read) and S415 (one
+        changed since its header was read)."""
+        entry = self.entries[name]
+        for file in {piece.file: None for piece in entry.pieces}:
+            self._files.refuse_change(file)
+        sound = self._sound.setdefault(name, np.zeros(entry.shape[0] if entry.shape else 1, bool))
+        return StoredTensor(name, entry, self._files, sound)
+
+    def rooted(self, names: Iterable[str]) -> Checkpoint:
+        """The checkpoint of a class alone, under its own `names`, without what stands before them and beside
+        them in a folder of torch.distributed.checkpoint. Raises CheckpointError S422."""
+        if self.saved is None:
+            return self
+        prefix = prefix_of(self.entries, names)
+        own = {n.removeprefix(prefix): e for n, e in self.entries.items() if n.startswith(prefix)}
+        others = (*self.saved.others, *(n for n in self.entries if not n.startswith(prefix)))
+        saved = replace(self.saved, prefix=prefix, others=tuple(sorted(others)))
+        return Checkpoint(self.folder, own, self.stamps, saved)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, mapped for as long as it lives: its pages leave memory with it, which those of a
-        file mapped whole would not.
-
-        Raises CheckpointError S403 (the file cannot be read), S404 (the tensor holds NaN or infinity) and
-        S415 (the file changed since its header was read).
-        """
-        entry = self.entries[name]
-        if entry.file in self.stamps:
-            self.stamps[entry.file].refuse_change()
-        if not entry.bytes:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        try:
-            mapped = _mapped(entry)
-        except (OSError, ValueError) as error:
-            raise fail(CheckpointError, "S403", f"{entry.file.name} cannot be read: {error}") from error
-        aligned = mapped if entry.offset % entry.dtype.itemsize == 0 else np.array(mapped)
-        tensor = torch.from_numpy(aligned).view(entry.dtype).reshape(entry.shape)
-        if name not in self._finite and tensor.is_floating_point():
-            if not all(torch.isfinite(end) for end in tensor.aminmax()):  # NaN is both ends
-                raise fail(CheckpointError, "S404", f"{name} in {entry.file.name} holds NaN or infinity")
-            self._finite.add(name)
-        return tensor
+        """One tensor in memory. Raises CheckpointError S403, S415, and S404 (it holds NaN or infinity)."""
+        return self.open(name).whole()
 
     def refuse_changes(self) -> None:
         """Raises CheckpointError S415 when a file changed since it was opened, S403 when one is gone."""
@@ -106,21 +101,12 @@ class Checkpoint:
         return sum(e.bytes for e in self.entries.values())
 
 
-def _mapped(entry: Entry) -> NDArray[np.uint8]:
-    """A tensor's bytes, copy-on-write: whoever changes the tensor does not change the file."""
-    before = entry.offset % mmap.ALLOCATIONGRANULARITY
-    with entry.file.open("rb", buffering=0) as stream:
-        pages = mmap.mmap(
-            stream.fileno(), before + entry.bytes, access=mmap.ACCESS_COPY, offset=entry.offset - before
-        )
-    return np.frombuffer(pages, np.uint8, entry.bytes, before)
-
-
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Open a folder's weights, the file that stock transformers would take where there are both kinds.
 
     Raises CheckpointError S401 (no weights, or unsafe ones only), S402 (a shard is missing or outside
-    the folder), S403 (a header that does not fit its file).
+    the folder), S403 (a header that does not fit its file), and for a folder of torch.distributed.checkpoint
+    S407, S420 and S421.
     """
     stamps: dict[Path, Stamp] = {}
     if is_file(folder / "config.json"):
@@ -131,6 +117,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if is_file(folder / INDEX):
         stamps[folder / INDEX] = stamp(folder / INDEX)
         return Checkpoint(folder, _sharded(folder, stamps), stamps)
+    if is_file(folder / METADATA):
+        entries, saved = read_distributed(folder, stamps)
+        return Checkpoint(folder, entries, stamps, saved)
     pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
     if pickles:
         raise fail(
@@ -144,7 +133,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def holds_weights(folder: Path) -> bool:
     """Whether there are weights that :func:`open_checkpoint` would open."""
-    return is_file(folder / SINGLE) or is_file(folder / INDEX)
+    return any(is_file(folder / name) for name in (SINGLE, INDEX, METADATA))
 
 
 def is_file(path: Path) -> bool:
@@ -223,7 +212,8 @@ def read_header(file: Path) -> dict[str, Entry]:
             if begin != end or stop - begin != count or 8 + length + stop > size:
                 raise ValueError(f"{name} does not fit the file")
             end = stop
-            entries[name] = Entry(file, shape, DTYPES[dtype], stop - begin, 8 + length + begin)
+            piece = Piece(file, 8 + length + begin, (0,) * len(shape), shape)
+            entries[name] = Entry(file, shape, DTYPES[dtype], (piece,))
         if 8 + length + end != size:
             raise ValueError("the file is longer or shorter than its tensors")
     except OSError as error:

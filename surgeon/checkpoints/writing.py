@@ -94,7 +94,7 @@ def write_shards(
                 continue
             checksum = _write_file(folder / shard.file, shard.specs, produce, progress, journal is not None)
             if journal is not None:
-                notes.append(syncer.submit(_note, journal, shard.file, checksum))
+                notes.append(syncer.submit(note_finished, journal, shard.file, checksum))
             else:
                 threading.Thread(target=_flush, args=(folder / shard.file,), daemon=True).start()
         for note in notes:
@@ -114,10 +114,13 @@ def write_checkpoint(
     write_index(folder, shards)
 
 
-def _note(journal: Journal, shard: str, checksum: int) -> None:
+def note_finished(
+    journal: Journal, shard: str, checksum: int, chunks: Sequence[Sequence[object]] = ()
+) -> None:
+    """Sync a shard to disk, and note that it is finished."""
     with (journal.folder / shard).open("rb") as stream:
         os.fsync(stream.fileno())
-    journal.finished(shard, checksum)
+    journal.finished(shard, checksum, chunks)
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
@@ -156,7 +159,7 @@ def _write_file(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with file.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as writer:
-        sink = _Sink(stream, checked)
+        sink = Sink(stream, checked)
         sink.write(len(text).to_bytes(8, "little") + text)
         under_way: deque[Future[None]] = deque()
         for spec in specs:
@@ -178,12 +181,13 @@ def _write_file(
 
 
 @dataclass
-class _Sink:
-    """An open file, and the CRC-32 of what was written to it."""
+class Sink:
+    """An open file, the bytes written to it, and their CRC-32 where that is asked for."""
 
     stream: io.RawIOBase
     checked: bool
     checksum: int = 0
+    size: int = 0
 
     def write_block(self, block: Tensor) -> None:
         block = block.detach().cpu().contiguous()
@@ -191,9 +195,14 @@ class _Sink:
         if size:
             self.write(memoryview((ctypes.c_char * size).from_address(block.data_ptr())).cast("B"))
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | memoryview) -> int:
         if self.checked:
             self.checksum = zlib.crc32(data, self.checksum)
         written = 0
         while written < len(data):
             written += self.stream.write(data[written:]) or 0
+        self.size += written
+        return written
+
+    def flush(self) -> None:
+        """Nothing is held back."""

@@ -141,12 +141,15 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def build_meta(
-    config: Any, model_class: Any, changes: Mapping[str, Any] | None = None
+    config: Any,
+    model_class: Any,
+    changes: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """A module on meta in eval mode, and the real values of all its buffers, by name.
 
-    `changes` are those by which the config differs from the source's. Raises ModelError S220 when the
-    class refuses the config.
+    `changes` are those by which the config differs from the source's; `dtype` is that of parameters and of
+    buffers which follow it, by default float32. Raises ModelError S220 when the class refuses the config.
     """
     config = copy.deepcopy(config)
     for part in (config, *(v for v in getattr(config, "__dict__", {}).values() if hasattr(v, "to_dict"))):
@@ -155,7 +158,7 @@ def build_meta(
                 setattr(part, name, False)
     try:
         with parameters_on_meta(), torch.no_grad():
-            module = _construct(config, model_class)
+            module = _construct(config, model_class, {} if dtype is None else {"dtype": dtype})
     except Exception as error:
         raise refusal(config, changes or {}, error) from error
     module.eval()
@@ -182,12 +185,12 @@ def _hold_as_buffers(module: Any) -> None:
         owner.register_buffer(last, made, persistent=False)
 
 
-def _construct(config: Any, model_class: Any) -> nn.Module:
+def _construct(config: Any, model_class: Any, options: Mapping[str, Any]) -> nn.Module:
     """The model with attention as one op, and with experts picked by index: their sizes are then in the
     graph, where grouped kernels hide them and a loop over experts depends on the tokens."""
     for attention in ("sdpa", "eager"):
         with contextlib.suppress(ValueError, ImportError):
             return model_class._from_config(
-                config, attn_implementation=attention, experts_implementation="batched_mm"
+                config, attn_implementation=attention, experts_implementation="batched_mm", **options
             )
-    return model_class._from_config(config)
+    return model_class._from_config(config, **options)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import Checkpoint, resolve_names
+from surgeon.checkpoints.tensors import Held, row_blocks, rows_of
 from surgeon.errors import CheckpointError, fail
 from surgeon.models.layout import Bundle, Layout, read_layout
 
@@ -21,6 +22,7 @@ class StoredModel:
     layout: Layout
     names: Mapping[str, str]
     persistent: frozenset[str] = frozenset()  # the module's buffers that belong into a checkpoint
+    twins: Mapping[str, str] = field(default_factory=dict)  # further disk names of a tied tensor
     _held: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the bundle read last
 
     def read(self, name: str) -> Tensor:
@@ -33,14 +35,40 @@ class StoredModel:
             self._held = self.layout.hold(bundle, {n: self.checkpoint.read(n) for n in bundle.stored})
         return self._held[name]
 
+    def holds(self, name: str) -> bool:
+        """Whether :meth:`read` knows a name; of a tied tensor it knows one."""
+        return name in self.names or any(name in bundle.held for bundle in self.layout.bundles)
+
+    def open(self, name: str) -> Held:
+        """The same, left in its files where it is stored as it is held."""
+        return self.checkpoint.open(self.names[name]) if name in self.names else self.read(name)
+
     def buffers(self) -> dict[str, Tensor]:
         """The buffers that the checkpoint holds: running statistics, say."""
         return {name: self.read(name) for name in self.names if name in self.persistent}
 
     def unused(self) -> list[str]:
         """The tensors on disk that the module has no place for."""
-        used = {*self.names.values(), *(disk for bundle in self.layout.bundles for disk in bundle.stored)}
+        used = {
+            *self.names.values(),
+            *self.twins,
+            *(disk for bundle in self.layout.bundles for disk in bundle.stored),
+        }
         return sorted(self.checkpoint.entries.keys() - used)
+
+    def refuse_unlike_twins(self) -> None:
+        """Raises CheckpointError S408 where a tied tensor is stored twice and differs."""
+        for disk, name in self.twins.items():
+            one, other = self.checkpoint.open(self.names[name]), self.checkpoint.open(disk)
+            alike = one.dtype == other.dtype and one.shape == other.shape
+            rows = row_blocks(one.shape) if alike else ()
+            if not alike or not all(torch.equal(rows_of(one, r), rows_of(other, r)) for r in rows):
+                raise fail(
+                    CheckpointError,
+                    "S408",
+                    f"{self.names[name]} and {disk} are one parameter of the class, and differ",
+                    help="which one counts cannot be known: is `tie_word_embeddings` right in config.json?",
+                )
 
     def bundle_of(self, name: str) -> Bundle:
         return next(b for b in self.layout.bundles if name in b.held)
@@ -54,8 +82,9 @@ def open_stored(module: nn.Module, aliases: Mapping[str, str], checkpoint: Check
         aliases: every name of a tied parameter, to the one that is looked for.
 
     Raises CheckpointError S405 (missing), S406 (another shape), S407 (no floating-point numbers), S408
-    (two of one), ModelError S221 (an unknown layout).
+    (two of one), S422 (several sets of them), ModelError S221 (an unknown layout).
     """
+    checkpoint = checkpoint.rooted(module.state_dict().keys())
     shapes = {n: tuple(p.shape) for n, p in module.named_parameters(remove_duplicate=False)}
     meta = {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in checkpoint.entries.items()}
     layout = read_layout(module, meta)
@@ -75,4 +104,8 @@ def open_stored(module: nn.Module, aliases: Mapping[str, str], checkpoint: Check
             )
     persistent = frozenset(module.state_dict().keys() - shapes.keys())
     names.update({b: layout.names[b] for b in persistent if b in layout.names})
-    return StoredModel(checkpoint, layout, names, persistent)
+    twins: dict[str, str] = {}
+    if checkpoint.saved is not None:  # torch.distributed.checkpoint holds, and asks for, all names of a tie
+        tied = ((layout.names[n], to) for n, to in aliases.items() if n in layout.names and to in names)
+        twins = {disk: name for disk, name in tied if disk not in names.values()}
+    return StoredModel(checkpoint, layout, names, persistent, twins)

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from surgeon.checkpoints.tensors import rows_of
 from surgeon.checkpoints.writing import Spec
 from surgeon.models.layout import Layout
 from surgeon.models.stored import StoredModel
@@ -40,6 +41,8 @@ class GrownCheckpoint:
             transform = self.transforms.get(name)
             shape = transform.target_shape if transform else entries[disk].shape
             specs.append(Spec(disk, shape, self._cast(entries[disk].dtype)))
+        for disk, name in self.source.twins.items():
+            specs.append(Spec(disk, self.transforms[name].target_shape, self._cast(entries[disk].dtype)))
         for bundle in self.layout.bundles:
             held = {n: torch.empty(self.transforms[n].target_shape, device="meta") for n in bundle.held}
             for disk, tensor in self.layout.store(bundle, held).items():
@@ -61,16 +64,16 @@ class GrownCheckpoint:
         return (tensor.to(self._cast(tensor.dtype)),)
 
     def _blocks(self, name: str, disk: str) -> Iterable[Tensor]:
-        tensor = self.source.read(name)
+        tensor = self.source.open(name)
         wanted = self._cast(self.source.checkpoint.entries[disk].dtype)
         transform = self.transforms.get(name)
         if transform is None:
-            return (tensor.to(wanted),)
-        return blocks(tensor, transform, wanted if tensor.is_floating_point() else None, self.device)
+            return (rows_of(tensor, None).to(wanted),)
+        return blocks(tensor, transform, wanted if wanted.is_floating_point else None, self.device)
 
     @cached_property
     def _names(self) -> Mapping[str, str]:
-        return {disk: name for name, disk in self.source.names.items()}
+        return {disk: name for name, disk in self.source.names.items()} | dict(self.source.twins)
 
     def _cast(self, dtype: torch.dtype) -> torch.dtype:
         return self.dtype if self.dtype is not None and dtype.is_floating_point else dtype

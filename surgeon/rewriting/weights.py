@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from surgeon.axes.maps import NEW, Index, copies_of
+from surgeon.checkpoints.tensors import Held, row_blocks, rows_of
 from surgeon.parallel import side_by_side
 from surgeon.planning.transforms import AxisGrowth, Transform
 from surgeon.rewriting.noise import draws_whole, null_space_noise
 
-BLOCK_ELEMENTS = 1 << 18  # of a block: what is made of it stays in the processor's cache
-
 
 def expand(
-    tensor: Tensor,
+    tensor: Held,
     transform: Transform,
     dtype: torch.dtype | None = None,
     rows: Index | None = None,
@@ -31,7 +30,8 @@ def expand(
     """The grown tensor, or some of its rows.
 
     Args:
-        tensor: of shape ``transform.source_shape``, any floating dtype (integers are only copied).
+        tensor: of shape ``transform.source_shape``, any floating dtype (integers are only copied); of one
+            that is in files only the rows that are needed are read.
         transform: from the plan.
         dtype: of the arithmetic and the result; by default the tensor's own dtype for the result, and
             float32 or wider for the arithmetic.
@@ -49,7 +49,7 @@ def expand(
     axes, taken = transform.axes, _rows(tensor, transform, rows).to(device or tensor.device)
     if not transform.changes:
         return taken.to(result_dtype)
-    if not tensor.is_floating_point():
+    if not taken.is_floating_point():
         return _copied(taken, transform, rows)
     work = torch.promote_types(result_dtype, torch.float32)
     factor = _one_factor(transform)
@@ -68,33 +68,19 @@ def expand(
 
 
 def blocks(
-    tensor: Tensor, transform: Transform, dtype: torch.dtype | None, device: torch.device
+    tensor: Held, transform: Transform, dtype: torch.dtype | None, device: torch.device
 ) -> Iterator[Tensor]:
     """The grown tensor on `device` as consecutive blocks of rows, so that it is never held whole."""
     several = [None] if draws_whole(transform) else row_blocks(transform.target_shape)
     return side_by_side(lambda rows: expand(tensor, transform, dtype, rows, device), several, device)
 
 
-def row_blocks(shape: tuple[int, ...]) -> Iterator[Index | None]:
-    """The rows of a tensor of `shape`, a cacheful at a time; None where all are one block."""
-    count = int(np.prod(shape))
-    if len(shape) < 2 or count <= BLOCK_ELEMENTS:
-        yield None
-        return
-    height = max(1, BLOCK_ELEMENTS * shape[0] // count)
-    for start in range(0, shape[0], height):
-        yield np.arange(start, min(start + height, shape[0]))
-
-
-def _rows(tensor: Tensor, transform: Transform, rows: Index | None) -> Tensor:
+def _rows(tensor: Held, transform: Transform, rows: Index | None) -> Tensor:
     """The source rows that the asked rows copy; a view where they follow one another."""
-    if rows is None or not tensor.ndim:
-        return tensor
-    index = transform.axes[0].index
-    source = rows if index is None else np.maximum(index[rows], 0)
-    if len(source) and (np.diff(source) == 1).all():
-        return tensor[int(source[0]) : int(source[0]) + len(source)]
-    return tensor.index_select(0, torch.from_numpy(source).to(tensor.device))
+    index = transform.axes[0].index if transform.axes else None
+    if rows is None or index is None:
+        return rows_of(tensor, rows)
+    return rows_of(tensor, np.maximum(index[rows], 0))
 
 
 def _one_factor(transform: Transform) -> float | None:

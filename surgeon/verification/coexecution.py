@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, fx
 
 from surgeon.axes.maps import Index
+from surgeon.checkpoints.tensors import Held, row_blocks, rows_of
 from surgeon.planning.literals import grown_args
 from surgeon.planning.plan import Plan
 from surgeon.planning.transforms import Transform
-from surgeon.rewriting.weights import expand, row_blocks
+from surgeon.rewriting.weights import expand
 from surgeon.verification.execution import Executor, Rows, Weight, promoted, schedule
 from surgeon.verification.invariant import difference, expected, largest
 from surgeon.verification.sampling import Sample
@@ -28,7 +29,7 @@ FLOAT64_EPSILON = 2.0**-52
 ROUNDING_FACTOR = 8  # grown sums hold several copies, each rounded on its own
 ROUNDINGS_PER_NODE = 8  # a sum of thousands of terms, pairwise, rounds about log2 of their number
 
-Read = Callable[[str], Tensor]
+Read = Callable[[str], Held]
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ def _placeholder(node: fx.Node, pair: Pair, device: torch.device) -> tuple[Any, 
         return source, _expanded(pair.source, name, transform, device)
     if node.name in captured.buffers:
         name = captured.buffers[node.name]
-        known = pair.source_buffers[name] if name in pair.source_buffers else pair.source(name)
+        known = pair.source_buffers[name] if name in pair.source_buffers else rows_of(pair.source(name), None)
         a = promoted(known.to(device))
         if name in pair.held_buffers:
             return a, promoted(pair.held_buffers[name].to(device))
@@ -274,11 +275,7 @@ def _weight(read: Read, name: str, shape: tuple[int, ...], device: torch.device)
     def opened() -> Rows:
         tensor = read(name)
 
-        def rows(asked: Index | None) -> Tensor:
-            part = tensor if asked is None else tensor[torch.from_numpy(asked)]
-            return promoted(part.to(device))
-
-        return rows
+        return lambda asked: promoted(rows_of(tensor, asked).to(device))
 
     return Weight(shape, opened)
 
@@ -286,7 +283,7 @@ def _weight(read: Read, name: str, shape: tuple[int, ...], device: torch.device)
 def _expanded(read: Read, name: str, transform: Transform, device: torch.device) -> Weight:
     def opened() -> Rows:
         tensor = read(name)
-        wanted = torch.float64 if tensor.is_floating_point() else None
+        wanted = torch.float64 if tensor.dtype.is_floating_point else None
         return lambda asked: expand(tensor, transform, wanted, asked, device)
 
     return Weight(transform.target_shape, opened)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, fx
 
 from surgeon.axes.maps import Index
+from surgeon.checkpoints.tensors import row_blocks
 from surgeon.errors import ModelError, fail
 from surgeon.graph.capture import runnable
 from surgeon.graph.places import ASSERTION, op_name
 from surgeon.graph.positions import dense
 from surgeon.parallel import side_by_side
-from surgeon.rewriting.weights import row_blocks
 
 Rows = Callable[[Index | None], Tensor]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
 from surgeon.memory import give_back
 from surgeon.models.inputs import holds_several, real_inputs
-from surgeon.models.native import reason
+from surgeon.models.native import build_meta, reason
+from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
 from surgeon.verification.invariant import difference, expected, largest
-from surgeon.verification.shelf import shelve
+from surgeon.verification.shelf import shelve, shelve_unloaded
 
 NOISE_FACTOR = 4  # source and target round apart (twice), and shares such as 1/3 round once more
 TRACE_ROUNDINGS = 64  # of the source's dtype, by which its graph may differ where no wider dtype tells more
 SEEDS = (0, 1, 2)
+STOCK = "from_pretrained"
+BUILT = "torch.distributed.checkpoint's layout, not from_pretrained"
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 
 
@@ -47,6 +50,7 @@ class NativeReport:
     greedy: bool | None = None
     unloaded: tuple[str, ...] = ()
     noise_against: str = ""  # what the source's noise is its distance from
+    loaded_by: str = STOCK  # the grown model, and the source
 
     @property
     def passed(self) -> bool:
@@ -63,6 +67,7 @@ class Observed:
     has_logits: bool
     tokens: Tensor | None = None
     unloaded: tuple[str, ...] = ()
+    loaded_by: str = STOCK
 
 
 def observe_folder(
@@ -85,6 +90,26 @@ def observe_folder(
     return observe(model, dtype, generates=dtype == own, unloaded=tuple(unloaded))
 
 
+def observe_stored(
+    stored: StoredModel,
+    config: Any,
+    model_class: Any,
+    own: torch.dtype,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Observed:
+    """The same for weights that ``from_pretrained`` does not open: the stock class is built of its config,
+    and its weights are read whenever they are used."""
+    give_back()
+    model, buffers = build_meta(config, model_class, dtype=own)
+    for name, value in {**buffers, **stored.buffers()}.items():
+        path, _, last = name.rpartition(".")
+        owner = model.get_submodule(path)
+        owner._buffers[last] = value.to(getattr(owner, last).dtype)  # as loading casts
+    shelve_unloaded(model, stored, dtype if dtype != own else None, device)
+    return replace(observe(model, dtype, generates=dtype == own), loaded_by=BUILT)
+
+
 @contextlib.contextmanager
 def told_of_stock(folder: Path) -> Iterator[None]:
     """Raises ModelError S222 where stock transformers fails on the source itself."""
@@ -103,11 +128,11 @@ def told_of_stock(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def observe_wider(folder: Path, model_class: Any, own: torch.dtype, device: torch.device) -> Tensor | None:
+def observe_wider(see: Callable[[torch.dtype], Observed], own: torch.dtype) -> Tensor | None:
     """The output of the stock model in the next wider dtype; None where that is float64 and the class's own
-    code knows only float32."""
+    code knows only float32. `see` runs it in a dtype."""
     try:
-        return observe_folder(folder, model_class, own, WIDER[own], device).output
+        return see(WIDER[own]).output
     except RuntimeError:  # as torch says that two dtypes do not go together
         if own != torch.float32:
             raise
@@ -180,6 +205,7 @@ def compare_stock(
         None if source.tokens is None else _equal(source.tokens, grown.tokens),
         grown.unloaded,
         "its graph in float64" if wider is None else str(WIDER[source.dtype]).removeprefix("torch."),
+        grown.loaded_by,
     )
 
 

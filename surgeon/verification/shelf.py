@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import Checkpoint
 from surgeon.models.layout import disk_names
+from surgeon.models.stored import StoredModel
 
+Read = Callable[[], Tensor]
 SAMPLE = 64  # elements that must agree with what stock loaded
 
 
@@ -35,17 +38,48 @@ def shelve(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None, 
         dtype: that floating weights are read in; None for those in which stock loaded them.
     """
     on_disk = _disk_names(model, checkpoint)
+
+    def reader(parameter: Tensor) -> Read | None:
+        disk = on_disk.get(id(parameter))
+        if disk is None or not _same(parameter, checkpoint.open(disk).mapped()):
+            return None
+        return lambda: checkpoint.open(disk).mapped()
+
+    _put_back(model, reader, dtype, device)
+
+
+def shelve_unloaded(
+    model: nn.Module, stored: StoredModel, dtype: torch.dtype | None, device: torch.device
+) -> None:
+    """The same for a model on meta, as nothing of it was loaded: every parameter is read from `stored`."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+
+    def reader(parameter: Tensor) -> Read:
+        name = next(n for n in names[id(parameter)] if stored.holds(n))
+        return lambda: stored.read(name)
+
+    _put_back(model, reader, dtype, device)
+
+
+def _put_back(
+    model: nn.Module,
+    reader: Callable[[Tensor], Read | None],
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> None:
     listed: dict[int, nn.Parameter] = {}  # one for every name of a tied parameter
     for module in model.modules():
         readers = {}
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            disk = on_disk.get(id(parameter))
+            read = reader(parameter)
             wanted = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
             shown: Tensor = parameter
-            if disk is not None and _same(parameter, checkpoint.read(disk)):
-                readers[name] = _reader(checkpoint, disk, wanted, device)
+            if read is not None:
+                readers[name] = _parameter(read, wanted, device)
                 shown = torch.zeros((), dtype=wanted, device=device).expand(parameter.shape)
             if id(parameter) not in listed:
                 listed[id(parameter)] = nn.Parameter(shown.to(device, wanted), requires_grad=False)
@@ -74,8 +108,5 @@ def _same(parameter: Tensor, stored: Tensor) -> bool:
     return torch.equal(parameter.detach().flatten()[:SAMPLE], ours)
 
 
-def _reader(checkpoint: Checkpoint, disk: str, dtype: torch.dtype, device: torch.device) -> Any:
-    def read() -> nn.Parameter:
-        return nn.Parameter(checkpoint.read(disk).to(device, dtype), requires_grad=False)
-
-    return read
+def _parameter(read: Read, dtype: torch.dtype, device: torch.device) -> Any:
+    return lambda: nn.Parameter(read().to(device, dtype), requires_grad=False)

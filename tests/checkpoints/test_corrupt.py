@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +179,38 @@ def test_a_source_that_changes_while_it_is_read(
     assert caught.value.code == "S415", str(caught.value)
     name = "config.json" if change == "config" else SINGLE
     assert f"{model / name} changed while surgeon was reading it" in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+CUT_SHORT = """
+import os, sys
+from pathlib import Path
+from surgeon import cli
+from surgeon.checkpoints.tensors import StoredTensor
+
+file, rows, calls = Path(sys.argv.pop(1)), StoredTensor.rows, []
+
+def cut(self, *asked):
+    calls.append(asked)
+    if len(calls) == 3:  # the tensor is open, and its file was seen to be what it was
+        os.truncate(file, 4096)
+    return rows(self, *asked)
+
+StoredTensor.rows = cut
+cli.main()
+"""
+
+
+def test_a_file_cut_short_under_a_tensor_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    sizes = dict(hidden_size=64, intermediate_size=512, num_attention_heads=2, num_hidden_layers=1)
+    config = LlamaConfig(vocab_size=9999, max_position_embeddings=16, **sizes)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    file, out = tmp_path / "model" / SINGLE, tmp_path / "out"
+    words = ["apply", "hyperclone", tmp_path / "model", "--out", out, "--device", "cpu"]
+    told = subprocess.run(
+        [sys.executable, "-c", CUT_SHORT, file, *words], stderr=subprocess.PIPE, text=True, timeout=100
+    )
+    refused((told.returncode, told.stderr), "S415", f"{file} changed while surgeon was reading it")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 

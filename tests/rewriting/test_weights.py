@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgeon.axes.maps import NEW, clone_map
+from surgeon.checkpoints import tensors
 from surgeon.language.syntax import Spread
 from surgeon.planning.transforms import AxisGrowth, Noise, Transform
-from surgeon.rewriting import weights
 from surgeon.rewriting.weights import blocks, expand
 
 SPREADS = (
@@ -71,7 +71,7 @@ def test_rows_are_those_of_the_whole(transform: Transform, data: st.DataObject) 
 
 
 def test_a_large_tensor_comes_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr(tensors, "BLOCK_ELEMENTS", 64)
     axes = (AxisGrowth(10, 30, clone_map(10, 30)), AxisGrowth(7, 14, clone_map(7, 14), SPREADS[3]))
     transform = Transform("w", axes, None, 0.0, Noise(10.0, 3))
     source = torch.randn(10, 7, dtype=torch.float64)

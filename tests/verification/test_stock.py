@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from surgeon.errors import ModelError
-from surgeon.verification import native
 from surgeon.verification.native import Observed, observe_wider, refuse_other_graph
 
 CPU = torch.device("cpu")
@@ -35,24 +33,20 @@ def test_another_shape_and_no_number_are_something_else(exact: torch.Tensor) -> 
 
 
 @pytest.mark.parametrize(("own", "kept"), [(torch.float32, True), (torch.bfloat16, False)])
-def test_only_float64_may_be_unknown_to_a_class(
-    own: torch.dtype, kept: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_float64_may_be_unknown_to_a_class(own: torch.dtype, kept: bool) -> None:
     def refuses(*_: Any) -> Observed:
         raise RuntimeError("expected scalar type Float but found Double")
 
-    monkeypatch.setattr(native, "observe_folder", refuses)
     if kept:
-        assert observe_wider(Path(), None, own, CPU) is None
+        assert observe_wider(refuses, own) is None
     else:
         with pytest.raises(RuntimeError, match="scalar type"):
-            observe_wider(Path(), None, own, CPU)
+            observe_wider(refuses, own)
 
 
-def test_another_failure_is_no_unknown_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_failure_is_no_unknown_dtype() -> None:
     def fails(*_: Any) -> Observed:
         raise OSError("gone")
 
-    monkeypatch.setattr(native, "observe_folder", fails)
     with pytest.raises(OSError, match="gone"):
-        observe_wider(Path(), None, torch.float32, CPU)
+        observe_wider(fails, torch.float32)
