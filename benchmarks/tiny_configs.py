@@ -209,7 +209,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "lw_detr": {"backbone_config.num_windows": 4, "backbone_config.num_windows_side": 2},
     "convnext": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "convnextv2": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
-    "cvt": {"embed_dim": [16, 24, 32], "depth": [1, 1, 1], "num_heads": [1, 3, 4], "image_size": 64},
+    "cvt": {"embed_dim": [16, 24, 32], "depth": [1, 2, 3], "num_heads": [1, 3, 4], "image_size": 64},
     "donut-swin": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48} | SWIN,
     "swin": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48} | SWIN | LAST_STAGE,
     "swinv2": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48}
@@ -258,7 +258,12 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "hidden_size": 32,
         **LAST_STAGE,
     },
-    "levit": {"image_size": 64, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4]}
+    "levit": {
+        "image_size": 64,
+        "patch_size": 16,
+        "hidden_sizes": [32, 48, 64],
+        "num_attention_heads": [2, 3, 4],
+    }
     | {"key_dim": [8, 8, 8], "depths": [1, 1, 1]}
     | {"down_ops": [["Subsample", 8, 4, 4, 2, 2], ["Subsample", 8, 6, 4, 2, 2]]},
     "mobilenet_v1": {"image_size": 32, "depth_multiplier": 0.25},
@@ -305,6 +310,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     },
     "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
     "moonshine_streaming": {"num_key_value_heads": 4, "head_dim": 16},
+    "vibevoice": {"audio_config.num_filters": 2, "semantic_model_config.num_filters": 2},
     "fun_asr_nano": {"adaptor_config.intermediate_size": 16},
     "granite_speech": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
     "granite_speech_plus": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
