@@ -135,7 +135,7 @@ def capture(
                 _name_dtypes(program.graph)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
                     program = _taken_apart(program, known)
-                    _drop_copies(program.graph)
+                _drop_copies(program.graph)
             program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
     except Exception as error:
         raise _refusal(module, error) from error
@@ -184,10 +184,13 @@ def _taken_apart(program: Any, known: Container[str]) -> Any:
 
 
 def _drop_copies(graph: fx.Graph) -> None:
-    """Whether a view needs a copy depends on sizes; what it means does not."""
+    """Whether a view needs a copy depends on sizes; what it means does not. Only what is read by its
+    strides keeps the copy that laid it so."""
     aten = torch.ops.aten
     for node in list(graph.nodes):
-        if node.target is aten.clone.default:
+        if any(user.target is aten.as_strided.default for user in node.users):
+            continue
+        if node.target in (aten.clone.default, aten.contiguous.default):
             (source, *_) = node.args
             node.replace_all_uses_with(source)
             graph.erase_node(node)
