@@ -34,7 +34,8 @@ def example_inputs(module: nn.Module) -> dict[str, Any]:
 
 def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, Any]:
     """Keyword inputs for one forward pass on CPU: random tokens with some padding, random pictures and
-    sounds. A model that generates can do with its main input; another gets all it takes.
+    sounds. A model that generates, or that gives words, can do with its main input; another gets all it
+    takes.
 
     Raises ModelError S211 when the model's main input is not known.
     """
@@ -44,8 +45,12 @@ def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, 
     main = getattr(module, "main_input_name", "input_ids")
     if main not in MADE:
         raise fail(ModelError, "S211", f"{type(module).__name__} reads {main}, which surgeon cannot make up")
-    generates = getattr(module, "can_generate", lambda: False)()
-    others = () if generates else (name for name in MADE if name in accepted and name != main)
+    speaks = getattr(module, "get_output_embeddings", lambda: None)() is not None
+    others = (
+        ()
+        if speaks or getattr(module, "can_generate", lambda: False)()
+        else (name for name in MADE if name in accepted and name != main)
+    )
     inputs: dict[str, Any] = {}
     for name in (main, *others):
         if name in SHAPES:
