@@ -30,6 +30,7 @@ MAX_CHOICES = 4096
 
 PLAIN_SPREADS = ("symmetric", "diagonal", "first")
 BOOLS = {"true": True, "false": False}
+NO_WEIGHTS = "`uneven` needs a weight for each copy, so two or more"
 
 
 class Unknown:
@@ -125,6 +126,9 @@ def _word(where: Tree, type_name: str, optional: bool, values: Mapping[str, Valu
         return BOOLS[str(word)]
     if type_name == "spread" and word in PLAIN_SPREADS:
         return Spread(str(word))
+    if type_name == "spread" and word == "uneven":
+        report.error("S129", NO_WEIGHTS, where, expected="uneven(1, 2)")
+        return UNKNOWN
     if word in ("none", *BOOLS):
         return _mismatch(where, type_name, optional, report)
     known = {*values, *(PLAIN_SPREADS if type_name == "spread" else ()), *(["none"] if optional else [])}
@@ -187,9 +191,7 @@ def _uneven(where: Tree, values: Mapping[str, Value], report: Report) -> Value:
         return UNKNOWN
     weights = [read(a, "ratio", False, values, report) for a in arguments]
     if len(weights) < 2:
-        report.error(
-            "S129", "`uneven` needs a weight for each copy, so two or more", where, expected="uneven(1, 2)"
-        )
+        report.error("S129", NO_WEIGHTS, where, expected="uneven(1, 2)")
         return UNKNOWN
     exact = []
     for weight, argument in zip(weights, arguments, strict=True):

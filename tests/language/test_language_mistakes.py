@@ -74,6 +74,7 @@ MISTAKES = [
     ("S128", "`...` can stand only once", "", "op a.b(x[... i ...]) -> [i]\n"),
     ("S129", "there is no spread `symetric`", "did you mean `symmetric`?", body(G, "spread * with symetric")),
     ("S129", "`uneven` needs a weight for each copy", "uneven(1, 2)", body(G, "spread * with uneven(1)")),
+    ("S129", "`uneven` needs a weight for each copy", "uneven(1, 2)", body(G, "spread * with uneven")),
     ("S129", "a weight of 0 is not positive", "above 0", body(G, "spread * with uneven(0, 1)")),
     ("S130", "`model.d` is not a config field", "`config.model.d`", body("grow model.d by 2")),
     ("S131", "the recipe `r` grows nothing", "a `grow` statement", body("preserve logits")),
