@@ -110,7 +110,6 @@ TABLE: dict[str, list[Case]] = {
         aten.view.default, ((4, 6), (4, 2, 3)), ((4, 6), ([4, 2, 3],)), ((2, 3, 5), ([6, 5],))
     )
     + _calls(aten.view.default, ((2, 3, 5), ([2, -1],)), ((2, 6, 4), ([2, 3, 2, 4],)), ((2, 6), ([12],))),
-    "aten._unsafe_view": _calls(aten._unsafe_view.default, ((4, 6), ([4, 2, 3],)), ((2, 3, 5), ([6, 5],))),
     "aten.reshape": _calls(
         aten.reshape.default, ((4, 6), ([4, 2, 3],)), ((2, 3, 5), ([-1, 5],)), ((4, 6), ([6, 4],))
     ),
@@ -187,6 +186,11 @@ TABLE: dict[str, list[Case]] = {
         ((2, 9, 20), ([5, 4], [3, 1], [1, 1], [1, 0], [1, 1])),
         ((2, 16, 6), ([5, 4], [2, 2], [1, 1], [0, 0], [2, 1])),
     ),
+    # Copies are dropped from graphs, but before what is read by strides.
+    "aten.clone": [(lambda x: aten.as_strided.default(aten.clone.default(x), [3, 4], [4, 1]), ((3, 4),))],
+    "aten.contiguous": [
+        (lambda x: aten.as_strided.default(aten.contiguous.default(x), [3, 4], [4, 1]), ((3, 4),))
+    ],
     "aten.as_strided": _calls(
         aten.as_strided.default,
         ((3, 6, 4), ([3, 3, 4, 4], [24, 8, 4, 1])),
