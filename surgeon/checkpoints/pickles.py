@@ -60,6 +60,12 @@ def _rebuilt(*about: Any) -> tuple[Any, ...]:
     return about
 
 
+def _member(_: Any, name: str) -> str:
+    """A member of an enumeration, which some releases of Python put down as an attribute's name:
+    the name, and nothing is looked up."""
+    return name
+
+
 _TORCH = "torch.distributed.checkpoint.metadata"
 _TABLE: dict[tuple[str, str], Any] = {
     (_TORCH, "Metadata"): TablePart,
@@ -70,6 +76,7 @@ _TABLE: dict[tuple[str, str], Any] = {
     (_TORCH, "MetadataIndex"): PlacePart,
     (_TORCH, "StorageMeta"): Part,
     (_TORCH, "_MEM_FORMAT_ENCODING"): int,
+    ("builtins", "getattr"): _member,
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): Part,
     ("torch", "Size"): tuple,
     ("torch.serialization", "_get_layout"): str,

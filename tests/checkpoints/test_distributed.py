@@ -17,7 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from families import tiny
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, ChunkStorageMetadata
 from transformers import AutoConfig, LlamaForCausalLM
 
 import surgeon
@@ -26,6 +26,7 @@ from surgeon.checkpoints import distributed_writing
 from surgeon.checkpoints.distributed import METADATA, Saved, prefix_of
 from surgeon.checkpoints.distributed_writing import distributed_files, write_distributed, write_metadata
 from surgeon.checkpoints.journal import Journal
+from surgeon.checkpoints.pickles import read_table
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.checkpoints.writing import Spec, shards_of
 from surgeon.errors import CheckpointError
@@ -423,3 +424,18 @@ def test_the_command_line_plans_and_refuses(
     assert cli.run() == 2
     assert capsys.readouterr().err.startswith("error[S403]: __0_0.distcp holds no sound chunk of ")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_member_put_down_as_an_attribute_is_its_name_and_nothing_is_looked_up() -> None:
+    """So some releases of Python pickle enumerations, and any of them reads what they saved."""
+
+    class ByName:
+        def __init__(self, *what: Any):
+            self.what = what
+
+        def __reduce__(self) -> Any:
+            return getattr, self.what
+
+    member = ByName(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
+    assert read_table(pickle.dumps(member)) == "TORCH_CONTIGUOUS_FORMAT"
+    assert read_table(pickle.dumps(ByName(torch.Size, "__subclasses__"))) == "__subclasses__"
