@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from surgeon.version import VERSION
+
 if TYPE_CHECKING:
     from surgeon.operations import Result, apply, dims, plan, verify
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Result", "apply", "dims", "plan", "verify"]
 
 

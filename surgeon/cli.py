@@ -22,8 +22,8 @@ from surgeon.errors import (
     SurgeonError,
     fail,
 )
-from surgeon.ranks import ToldElsewhere, is_first
-from surgeon.stops import Unwinding
+from surgeon.running.ranks import ToldElsewhere, is_first
+from surgeon.running.stops import Unwinding
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,8 +13,6 @@ from torch import nn
 from surgeon.checkpoints.reading import Checkpoint, holds_weights, open_checkpoint
 from surgeon.checkpoints.staging import refuse_existing, refuse_source, writing_to
 from surgeon.errors import CheckpointError, LanguageError, ModelError, fail
-from surgeon.folder_surgery import apply_folder
-from surgeon.forecast import Forecast, forecast_planned, forecast_stored
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
 from surgeon.language.syntax import Program, Recipe
@@ -26,13 +24,15 @@ from surgeon.models.source import (
     refuse_quantised,
 )
 from surgeon.models.stored import StoredModel, open_stored
-from surgeon.module_surgery import apply_module
 from surgeon.planning.native import compare
 from surgeon.planning.plan import Plan, plan_growth
-from surgeon.proof import main_dtype, prove_folders
-from surgeon.ranks import Ranks, joined, local_rank
-from surgeon.result import Delivery, Result
-from surgeon.subject import Stage, Subject, Surgery, examine, plan_surgery, quiet
+from surgeon.running.ranks import Ranks, joined, local_rank
+from surgeon.surgery.folder import apply_folder
+from surgeon.surgery.forecast import Forecast, forecast_planned, forecast_stored
+from surgeon.surgery.module import apply_module
+from surgeon.surgery.proof import main_dtype, prove_folders
+from surgeon.surgery.result import Delivery, Result
+from surgeon.surgery.subject import Stage, Subject, Surgery, examine, plan_surgery, quiet
 from surgeon.verification.report import Report
 
 SHARD_SIZE = "5GB"

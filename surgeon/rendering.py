@@ -16,9 +16,9 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from surgeon.errors import PlanError, fail
-from surgeon.forecast import Forecast
 from surgeon.graph.inference import Anatomy
 from surgeon.planning.plan import Plan
+from surgeon.surgery.forecast import Forecast
 from surgeon.verification.native import STOCK
 from surgeon.verification.report import Report
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from surgeon.checkpoints.journal import Journal
 from surgeon.errors import CheckpointError, fail
-from surgeon.stops import Deferral
+from surgeon.running.stops import Deferral
 
 NEW, OLD = "surgeon", "old"  # what is being written; what stood there, for the moment of two renames
 AT_FDCWD, RENAME_EXCHANGE = -100, 2

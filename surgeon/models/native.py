@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import ModelError, fail
-from surgeon.memory import give_back
+from surgeon.running.memory import give_back
 
 SIZE_LIMIT = 1 << 30
 HUGE = 1 << 26  # elements

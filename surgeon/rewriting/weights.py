@@ -15,9 +15,9 @@ from torch import Tensor
 
 from surgeon.axes.maps import NEW, Index, copies_of
 from surgeon.checkpoints.tensors import Held, row_blocks, rows_of
-from surgeon.parallel import side_by_side
 from surgeon.planning.transforms import AxisGrowth, Transform
 from surgeon.rewriting.noise import draws_whole, null_space_noise
+from surgeon.running.parallel import side_by_side
 
 
 def expand(

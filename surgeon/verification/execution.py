@@ -19,7 +19,7 @@ from surgeon.errors import ModelError, fail
 from surgeon.graph.capture import runnable
 from surgeon.graph.places import ASSERTION, op_name
 from surgeon.graph.positions import dense
-from surgeon.parallel import side_by_side
+from surgeon.running.parallel import side_by_side
 
 Rows = Callable[[Index | None], Tensor]
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
-from surgeon.memory import give_back
 from surgeon.models.inputs import holds_several, real_inputs
 from surgeon.models.native import build_meta, reason
 from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
+from surgeon.running.memory import give_back
 from surgeon.verification.invariant import difference, expected, largest
 from surgeon.verification.shelf import shelve, shelve_unloaded
 

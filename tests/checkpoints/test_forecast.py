@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 import surgeon
 from surgeon import cli
 from surgeon.errors import CheckpointError
-from surgeon.forecast import Forecast, Room, room_at
 from surgeon.operations import plan_with_forecast
+from surgeon.surgery.forecast import Forecast, Room, room_at
 
 SIZES = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_attention_heads=2, num_hidden_layers=2)
 

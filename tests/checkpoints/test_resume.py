@@ -22,7 +22,7 @@ from surgeon.checkpoints.staging import staging
 from surgeon.checkpoints.writing import Spec, shards_of, write_shards
 from surgeon.errors import CheckpointError
 from surgeon.operations import size_of
-from surgeon.ranks import is_first
+from surgeon.running.ranks import is_first
 
 SHARD = "40KB"
 JOB = {"recipe": "a", "source": "b"}

@@ -345,7 +345,7 @@ def test_in_another_thread_signals_are_left_alone(tmp_path: Path) -> None:
 def test_a_signal_inside_a_finaliser_stops_all_the_same() -> None:
     script = """
 import os, signal, time
-from surgeon.stops import Unwinding
+from surgeon.running.stops import Unwinding
 class Late:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGTERM)

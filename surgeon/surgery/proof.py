@@ -18,7 +18,7 @@ from surgeon.models.source import TransformersSource
 from surgeon.models.stored import StoredModel, open_stored
 from surgeon.planning.plan import Plan
 from surgeon.rewriting.checkpoint import GrownCheckpoint
-from surgeon.subject import Stage, Surgery
+from surgeon.surgery.subject import Stage, Surgery
 from surgeon.verification.coexecution import Coexecution, Pair, coexecute
 from surgeon.verification.native import (
     WIDER,

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from surgeon.stops import Deferral
+from surgeon.running.stops import Deferral
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

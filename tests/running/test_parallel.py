@@ -14,7 +14,7 @@ from torch import Tensor
 
 from surgeon.axes.maps import Index
 from surgeon.checkpoints.tensors import BLOCK_ELEMENTS
-from surgeon.parallel import side_by_side
+from surgeon.running.parallel import side_by_side
 from surgeon.verification.execution import Weight, _linear
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def test_ops_run_on_the_thread_of_their_block() -> None:
 
 INTERRUPTED = """
 import os, signal, threading, torch
-from surgeon.parallel import side_by_side
+from surgeon.running.parallel import side_by_side
 
 start = threading.Thread.start
 def interrupted(thread):

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-import surgeon
 from surgeon.checkpoints.carry import carry_files, say_grown_sizes, write_card, write_surgery
 from surgeon.checkpoints.distributed_writing import (
     distributed_files,
@@ -28,12 +27,13 @@ from surgeon.language.syntax import Program
 from surgeon.models.source import TransformersSource
 from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
-from surgeon.proof import not_preserved, prove_folders, prove_sample
-from surgeon.ranks import Ranks
-from surgeon.result import Delivery, Result, record_of
 from surgeon.rewriting.checkpoint import GrownCheckpoint
-from surgeon.subject import Stage, Surgery
+from surgeon.running.ranks import Ranks
+from surgeon.surgery.proof import not_preserved, prove_folders, prove_sample
+from surgeon.surgery.result import Delivery, Result, record_of
+from surgeon.surgery.subject import Stage, Surgery
 from surgeon.verification.report import Report
+from surgeon.version import VERSION
 
 
 def apply_folder(
@@ -110,7 +110,7 @@ def _job(program: Program, checkpoint: Checkpoint, delivery: Delivery, shards: l
     """What two runs must have in common for one to go on where the other was stopped."""
     source = sorted((s.file.name, s.size, s.modified) for s in checkpoint.stamps.values())
     return {
-        "version of surgeon": surgeon.__version__,
+        "version of surgeon": VERSION,
         "recipe": hashlib.sha256(repr(program).encode()).hexdigest(),
         "source": hashlib.sha256(repr(source).encode()).hexdigest(),
         "dtype": str(delivery.dtype),

@@ -12,11 +12,11 @@ from surgeon.checkpoints.carry import write_surgery
 from surgeon.checkpoints.staging import set_aside, staging
 from surgeon.checkpoints.writing import Spec, write_checkpoint
 from surgeon.models.source import ModuleSource
-from surgeon.proof import not_preserved, trainability
-from surgeon.result import Delivery, Result, record_of
 from surgeon.rewriting.graph import GrownModule, export, rewrite
 from surgeon.rewriting.weights import expand
-from surgeon.subject import Stage, Surgery
+from surgeon.surgery.proof import not_preserved, trainability
+from surgeon.surgery.result import Delivery, Result, record_of
+from surgeon.surgery.subject import Stage, Surgery
 from surgeon.verification.coexecution import Pair, coexecute
 from surgeon.verification.report import Report
 from surgeon.verification.trainability import watched_nodes

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-import surgeon
 from surgeon.planning.plan import Plan
-from surgeon.subject import Surgery
+from surgeon.surgery.subject import Surgery
 from surgeon.verification.report import Report
+from surgeon.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def record_of(surgery: Surgery, report: Report, source: str) -> dict[str, Any]:
     """The content of ``surgery.json``."""
     text = surgery.plan.recipe.text
     return {
-        "surgeon": surgeon.__version__,
+        "surgeon": VERSION,
         "source": source,
         "recipe_text": text,
         "recipe_sha256": hashlib.sha256(text.encode()).hexdigest(),

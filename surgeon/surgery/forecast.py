@@ -22,11 +22,11 @@ from surgeon.checkpoints.writing import BLOCKS_UNDER_WAY, Shard, Spec, shards_of
 from surgeon.graph.places import op_name
 from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
-from surgeon.result import Delivery
 from surgeon.rewriting.checkpoint import GrownCheckpoint
 from surgeon.rewriting.noise import draws_whole
 from surgeon.rewriting.weights import expand
-from surgeon.subject import Surgery
+from surgeon.surgery.result import Delivery
+from surgeon.surgery.subject import Surgery
 from surgeon.verification.execution import ROWWISE
 
 TRIED_BLOCKS = 16

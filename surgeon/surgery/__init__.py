@@ -1,0 +1,1 @@
+"""One surgery: a model made ready, planned, written and proved."""
