@@ -89,7 +89,7 @@ CONFIGS: dict[str, Case] = {
     "rope a text": (damage.config(rope_parameters="x"), "S220", "Field 'rope_parameters'"),
     "unknown dtype": (damage.config(dtype="float99"), "S220", "no attribute 'float99'"),
     "padding outside": (damage.config(pad_token_id=10**9), "S220", "Padding_idx must be within"),
-    "labels no names": (damage.config(id2label=[1]), "S220", "'list' object has no attribute 'items'"),
+    "labels no names": (damage.config(id2label=[1]), "S220", "its class refuses its config"),
 }
 
 WEIGHTS: dict[str, Case] = {
