@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from surgeon.axes.maps import NEW, Index, Maps, filled_map
-from surgeon.axes.store import Axis
 from surgeon.errors import PlanError, fail
 from surgeon.graph.calls import Axes
 from surgeon.graph.capture import Captured
@@ -75,9 +74,7 @@ def _reader(anatomy: Anatomy, name: str) -> str:
     return next((anatomy.where(user.name) for user in anatomy.nodes[name].users if computes(user)), "")
 
 
-def known_maps(
-    anatomy: Anatomy, dims: Mapping[int, Index], known: Mapping[str, Known]
-) -> dict[int, Placed]:
+def known_maps(anatomy: Anatomy, dims: Mapping[int, Index], known: Mapping[str, Known]) -> dict[int, Placed]:
     """The dims along which a known value grows otherwise than by copies: its source channels must stand
     in it (rotary frequencies do, every n-th)."""
     found: dict[int, Placed] = {}
@@ -106,9 +103,7 @@ def settled_maps(
     return Maps(anatomy.store, settled, partial)
 
 
-def _rows(
-    value: Known, maps: Maps
-) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
+def _rows(value: Known, maps: Maps) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
     """The dims along which a known value grows, with one row per channel of it in source and target. A
     dim may be an axis, a factor of one, or lie end to end with others, in several places."""
     planned = tuple(maps.target_size(axis) for axis in value.axes)
@@ -212,7 +207,7 @@ def _other_values(anatomy: Anatomy, maps: Maps, value: Known) -> PlanError:
     grown class has at no place, and where the value enters."""
     notes = [f"it enters {value.enters}"] if value.enters else []
     grown = {d for axis in value.axes for d in maps.store.leaves(axis) if d in maps.dims}
-    for dim, source, rows in _rows(value, maps):
+    for _, source, rows in _rows(value, maps):
         missing = sum(not _is_near(rows, row).any() for row in source)
         if missing:
             places = f"{missing} of its {len(source)} channels stand at no place"

@@ -20,10 +20,10 @@ from surgeon.errors import PlanError, fail
 from surgeon.graph import signatures
 from surgeon.graph.calls import Call, Value
 from surgeon.graph.inference import Anatomy
-from surgeon.graph.kinds import einsum_names, reduced
+from surgeon.graph.kinds import reduced
 from surgeon.graph.places import op_name
 from surgeon.graph.spatial import convolution_parts, is_transposed, normalised_groups
-from surgeon.planning.roles import Roles, summed_axes
+from surgeon.planning.roles import Roles, arguments, summed_axes
 
 Dims = frozenset[int]
 NONE: Dims = frozenset()
@@ -143,8 +143,8 @@ class _Flow:
                 self._none_of(call.node.name, node, (axis,), "statistics are taken over them")
         sums = list(summed_axes(call))
         kept = NONE
-        for node, value in call.tensors():
-            gone = {s.axis: s.label for s in sums if s.node is node}
+        for position, node, value in arguments(call):
+            gone = {s.axis: s.label for s in sums if s.position == position}
             for i, axis in enumerate(value.axes):
                 dims = self._of(node) & self._leaves((axis,))
                 if i not in gone:
@@ -194,22 +194,21 @@ class _Flow:
             raise self._refusal(where, node, dims, reason)
 
     def _refusal(self, where: str, node: fx.Node, dims: Set[int], reason: str) -> PlanError:
-        known = self.comes_from[node.name]
-        dim = min(dims)
+        known, dim = self.comes_from[node.name], min(dims)
         index, label = self.maps.placed[dim], self.anatomy.store.labels[dim]
-        free, size = int((index == NEW).sum()), len(index)
-        (enters, *_) = (u for u in self.anatomy.nodes[known].users if u.name in self.anatomy.calls)
+        size, held = len(index), int((index != NEW).sum())
+        enters = next(iter(self.anatomy.nodes[known].users)).name
         return fail(
             PlanError,
             "S331",
-            f"{op_name(self.anatomy.nodes[where])} would read channels that the source does not have: {reason}",
+            f"{op_name(self.anatomy.nodes[where])} would read channels that the source lacks: {reason}",
             notes=(
-                f"{self.anatomy.where(where)}",
-                f"{self.what[known]} holds the source's values at {size - free} of {size} channels, "
-                "and other values between them",
-                f"it enters {self.anatomy.where(enters.name)}",
+                self.anatomy.where(where),
+                f"{self.what[known]} holds the source's values at {held} of {size} channels, others between",
+                f"it enters {self.anatomy.where(enters)}",
             ),
-            help=f"{label or 'this dim'} cannot grow: grow dims that this value does not depend on (ffn, head_dim)",
+            help=f"{label or 'that dim'} cannot grow: grow dims that this value does not depend on "
+            "(ffn, head_dim)",
         )
 
 
