@@ -19,6 +19,7 @@ from surgeon.axes.store import Axis
 from surgeon.errors import PlanError, fail
 from surgeon.graph import signatures
 from surgeon.graph.calls import Call, Value
+from surgeon.graph.closed import computes
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.kinds import reduced
 from surgeon.graph.places import op_name
@@ -197,7 +198,7 @@ class _Flow:
         known, dim = self.comes_from[node.name], min(dims)
         index, label = self.maps.placed[dim], self.anatomy.store.labels[dim]
         size, held = len(index), int((index != NEW).sum())
-        enters = next(iter(self.anatomy.nodes[known].users)).name
+        enters = next(user.name for user in self.anatomy.nodes[known].users if computes(user))
         return fail(
             PlanError,
             "S331",
