@@ -154,6 +154,9 @@ A view of such a size is written anew; a tensor made in it, or a view with anoth
     "S330": """No scale of any parameter keeps the function.
 Copies multiply a sum, or a constant of the class changed, and every parameter that could take the factor
 is bound elsewhere. Grow by an integer factor, grow other dims, or untie parameters.""",
+    "S331": """A value of the grown class holds the source's numbers at some channels, and others between.
+Sinusoids of positions are such values: a wider class makes more of them. A linear layer may leave out the new
+ones; a norm, a product of two activations or an output cannot, so what they belong to does not grow.""",
     # ── S4xx: checkpoints ────────────────────────────────────────────────────────────────────
     "S401": """The folder has neither safetensors nor what torch.distributed.checkpoint saves.
 Other pickles can run code when opened, and are not.""",

@@ -8,8 +8,8 @@ zero-extended ones of Gesmundo & Maile 2023.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +40,25 @@ def copy_number(index: Index, size: int) -> Index:
     return number
 
 
+def filled_map(placed: Index, size: int) -> Index:
+    """A map that has each of `size` source channels once, its NEW channels made copies too: all
+    source channels are then copied equally often if they can be."""
+    index, free = placed.copy(), np.flatnonzero(placed == NEW)
+    index[free] = clone_map(size, len(free))
+    return index
+
+
 @dataclass(frozen=True)
 class Maps:
-    """The maps of all dims that grow, and how they compose."""
+    """The maps of all dims that grow, and how they compose.
+
+    `placed` has, for some dims, a second map: that of *partial* values, which hold what the source
+    holds at one place for each source channel, and elsewhere (NEW) something else.
+    """
 
     store: Store
     dims: Mapping[int, Index]
+    placed: Mapping[int, Index] = field(default_factory=dict)
 
     def target_size(self, axis: Axis) -> int:
         total = 1
@@ -59,23 +72,24 @@ class Maps:
     def grows(self, axis: Axis) -> bool:
         return any(dim in self.dims for dim in self.store.leaves(axis))
 
-    def index(self, axis: Axis) -> Index:
-        """The map of a whole axis: int64 ``[target size]`` of source channels or NEW."""
+    def index(self, axis: Axis, partial: Set[int] = frozenset()) -> Index:
+        """The map of a whole axis: int64 ``[target size]`` of source channels or NEW; of a value that
+        is partial along some dims, NEW also where it holds something else."""
         index, size = np.zeros(1, dtype=np.int64), 1
         for factor in self.store.resolve(axis):
-            inner, width = self._factor(factor), self.store.factor_size(factor)
+            inner, width = self._factor(factor, partial), self.store.factor_size(factor)
             grid = index[:, None] * width + inner[None, :]
             grid[(index == NEW)[:, None] | (inner == NEW)[None, :]] = NEW
             index, size = grid.reshape(-1), size * width
         return index
 
-    def _factor(self, factor: int | Cat) -> Index:
+    def _factor(self, factor: int | Cat, partial: Set[int]) -> Index:
         if isinstance(factor, int):
-            given = self.dims.get(factor)
+            given = (self.placed if factor in partial else self.dims).get(factor)
             return np.arange(self.store.sizes[factor]) if given is None else given
         pieces, offset = [], 0
         for part in factor.parts:
-            piece = self.index(part)
+            piece = self.index(part, partial)
             pieces.append(np.where(piece == NEW, NEW, piece + offset))
             offset += self.store.size(part)
         return np.concatenate(pieces)

@@ -215,10 +215,6 @@ TABLE: dict[str, list[Case]] = {
         (lambda x, i, y: aten.scatter.src(x, 1, i, y), ((2, 5), torch.tensor([[0, 4], [3, 1]]), (2, 2))),
     ],
     "aten.scatter_add": [(lambda x, i, y: aten.scatter_add.default(x, 1, i, y), ((2, 5), IDS, (2, 3)))],
-    "aten.slice_scatter": [
-        (lambda x, y: aten.slice_scatter.default(x, y, 1, 1, 3), ((3, 4), (3, 2))),
-        (lambda x, y: aten.slice_scatter.default(x, y, 0, 0, 2), ((3, 4), (2, 4))),
-    ],
     "aten.select_scatter": [(lambda x, y: aten.select_scatter.default(x, y, 1, 2), ((3, 4), (3,)))],
     "aten.flip": _calls(aten.flip.default, ((3, 4), ([0],)), ((3, 4, 2), ([1, -1],))),
     "aten.roll": _calls(aten.roll.default, ((3, 4), ([1], [0])), ((3, 4, 2), ([1, -1], [1, -1]))),

@@ -55,18 +55,24 @@ def computes(node: fx.Node) -> bool:
 
 
 def evaluate(wanted: Iterable[fx.Node]) -> dict[str, Tensor]:
-    """The values of closed nodes, on CPU and in the dtypes that the model makes them in."""
+    """The values of closed nodes, on CPU. Real numbers are float64, whatever the model makes them in: cosines
+    of low frequencies are all one in float32, and no place could be told from another."""
     made: dict[fx.Node, Any] = {}
     waiting = list(wanted)
-    while waiting:
-        node = waiting[-1]
-        missing = [n for n in node.all_input_nodes if n not in made]
-        if node in made or not missing:
-            waiting.pop()
-            if node not in made:
-                made[node] = _run(node, made)
-        else:
-            waiting.extend(missing)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # that of quotients of whole numbers
+    try:
+        while waiting:
+            node = waiting[-1]
+            missing = [n for n in node.all_input_nodes if n not in made]
+            if node in made or not missing:
+                waiting.pop()
+                if node not in made:
+                    made[node] = _run(node, made)
+            else:
+                waiting.extend(missing)
+    finally:
+        torch.set_default_dtype(usual)
     return {node.name: value for node, value in made.items() if isinstance(value, Tensor)}
 
 
@@ -74,7 +80,13 @@ def _run(node: fx.Node, made: dict[fx.Node, Any]) -> Any:
     def here(leaf: Any) -> Any:
         if isinstance(leaf, fx.Node):
             return made[leaf]
+        if isinstance(leaf, torch.dtype) and leaf.is_floating_point:
+            return torch.float64
         return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
     args, kwargs = tree_map(here, (tuple(node.args), dict(node.kwargs)))
-    return runnable(node.target)(*args, **kwargs)
+    return tree_map(_wide, runnable(node.target)(*args, **kwargs))
+
+
+def _wide(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

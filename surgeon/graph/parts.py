@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,6 +111,28 @@ def var_mean(
     return torch.var(x, axes, correction=correction, keepdim=keepdim), torch.mean(x, axes, keepdim)
 
 
+def slice_scatter(
+    x: Tensor, y: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    """One piece of an axis written over: what lies before it, the new piece, and what lies behind. The
+    result lies in memory as `x` does: views may come after."""
+    size, steps = x.shape[dim], x.stride()
+    if not isinstance(size, int):  # symbolic: all of it or nothing
+        whole = start in (0, None) and end in (sys.maxsize, None) and step == 1
+        return y.clone() if whole else NotImplemented
+    first, stop, stride = slice(start, end, step).indices(size)
+    if stride != 1:
+        return torch.index_copy(x, dim, torch.arange(first, stop, stride, device=x.device), y)
+    order = list(range(x.ndim))
+    if all(isinstance(n, int) for n in steps):
+        order.sort(key=lambda i: -steps[i])
+    if order != list(range(x.ndim)):
+        laid = slice_scatter(x.permute(order), y.permute(order), order.index(dim % x.ndim), start, end)
+        return laid.permute([order.index(i) for i in range(x.ndim)])
+    before, after = x.narrow(dim, 0, first), x.narrow(dim, max(first, stop), size - max(first, stop))
+    return torch.cat([piece for piece in (before, y, after) if piece.shape[dim]], dim)
+
+
 PARTS: Mapping[Any, Any] = {
     aten._weight_norm.default: weight_norm,
     aten.glu.default: glu,
@@ -125,5 +148,6 @@ PARTS: Mapping[Any, Any] = {
     aten.lerp.Scalar: lerp,
     aten.lerp.Tensor: lerp,
     aten.var_mean.correction: var_mean,
+    aten.slice_scatter.default: slice_scatter,
 }
 """By op, its parts; a rule for the op itself goes before them."""

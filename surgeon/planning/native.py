@@ -26,8 +26,9 @@ from surgeon.graph.signatures import factors
 from surgeon.graph.spatial import reach
 from surgeon.planning.cells import Drift
 from surgeon.planning.growth import Size
-from surgeon.planning.known import known_maps, known_scales, known_values
+from surgeon.planning.known import known_maps, known_scales, known_values, settled_maps
 from surgeon.planning.literals import grown_args
+from surgeon.planning.partial import measured_dims
 
 Found = tuple[int, int, str]
 """A dim, the size it has in the grown class, and the node that tells."""
@@ -43,6 +44,8 @@ class NativeGrowth:
     known: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # closed nodes, as grown
     twins: Mapping[str, str] = field(default_factory=dict, repr=False)  # source node -> grown node
     placed: Mapping[int, str] = field(default_factory=dict)  # dims that a known value's places map, and what
+    partial: Mapping[str, frozenset[int]] = field(default_factory=dict)  # of known values, by node
+    words: Mapping[str, str] = field(default_factory=dict, repr=False)  # the partial ones in words
 
 
 def compare(
@@ -67,13 +70,14 @@ def compare(
     }
     known = known_values(anatomy, grown, twins, source_buffers, grown_buffers)
     placed = known_maps(anatomy, dims, known)
-    dims.update({dim: index for dim, (index, _) in placed.items()})
-    maps = Maps(anatomy.store, dims)
+    maps = settled_maps(anatomy, dims, placed, measured_dims(anatomy) if placed else frozenset())
     _check_shapes(anatomy, grown, twins, maps)
     drift = _drift(anatomy, grown, twins, maps)
     made = {name: value.grown for name, value in known.items() if name in anatomy.closed}
-    whose = {dim: what for dim, (_, what) in placed.items()}
-    return NativeGrowth(maps, drift, known_scales(maps, known), made, twins, whose)
+    whose = {dim: place.what for dim, place in placed.items()}
+    scales, partial = known_scales(anatomy, maps, known)
+    words = {name: known[name].what for name in partial}
+    return NativeGrowth(maps, drift, scales, made, twins, whose, partial, words)
 
 
 def _pair(anatomy: Anatomy, grown: Captured, closed: frozenset[str]) -> dict[str, str]:

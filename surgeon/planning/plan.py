@@ -19,6 +19,7 @@ from surgeon.language.syntax import Recipe
 from surgeon.planning.equations import Equations, solve_scales
 from surgeon.planning.growth import axis_targets, refuse_pinned
 from surgeon.planning.native import NativeGrowth
+from surgeon.planning.partial import Partial, infer_partial
 from surgeon.planning.roles import Roles, infer_roles
 from surgeon.planning.transforms import Transform, build_transforms
 
@@ -51,6 +52,7 @@ class Plan:
     grown: Captured | None = field(default=None, repr=False)  # the grown class's graph
     native: NativeGrowth | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    partial: Partial = field(default=Partial(), repr=False)
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -119,11 +121,15 @@ def plan_growth(
     """Channel maps, scales and transforms of a growth; `native` says how a transformers class grows,
     without it the recipe's own axes do.
 
-    Raises PlanError S301..S308 (a pinned dim), S330 (scales that no parameter can take).
+    Raises PlanError S301..S308 (a pinned dim), S330 (scales that no parameter can take), S331 (a
+    partial value that is read whole).
     """
     maps = native.maps if native is not None else Maps(anatomy.store, axis_targets(recipe, anatomy))
     refuse_pinned(anatomy, maps)
     roles = infer_roles(anatomy, recipe)
+    partial = infer_partial(
+        anatomy, maps, roles, native.partial if native else {}, native.words if native else {}
+    )
     equations = solve_scales(
         anatomy,
         maps,
@@ -132,7 +138,7 @@ def plan_growth(
         native.scales if native else None,
     )
     _refuse_conflicts(anatomy, equations, native.placed if native else {})
-    transforms = build_transforms(anatomy, maps, roles, equations, recipe)
+    transforms = build_transforms(anatomy, maps, roles, equations, recipe, partial)
     return Plan(
         recipe,
         anatomy,
@@ -144,6 +150,7 @@ def plan_growth(
         grown,
         native,
         (*notes, *_unproved(anatomy, transforms), *_warnings(maps, transforms, recipe)),
+        partial,
     )
 
 

@@ -110,7 +110,7 @@ def infer_roles(anatomy: Anatomy, recipe: Recipe) -> Roles:
         products += _products(call, sums)
         last = max((s.position for s in sums if _origin(call, s.node)), default=0)
         laid_out = any(v is not None and v.origin is not None for v in anatomy.values[name])
-        for position, node, value in _arguments(call):
+        for position, node, value in arguments(call):
             if value.origin is None or (laid_out and node is call.args[0]):
                 continue
             parameter = value.origin.parameter
@@ -189,7 +189,7 @@ def _settled(shared: dict[str, set[int]], products: list[list[Reading]]) -> dict
     return {parameter: frozenset(axes) for parameter, axes in shared.items()}
 
 
-def _arguments(call: Call) -> Iterator[tuple[int, fx.Node, Value]]:
+def arguments(call: Call) -> Iterator[tuple[int, fx.Node, Value]]:
     """The tensor arguments of a call with their positions; those of a list, with theirs in the list."""
     for position, arg in enumerate(call.args):
         items = enumerate(arg) if isinstance(arg, (list, tuple)) else [(position, arg)]

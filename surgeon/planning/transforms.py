@@ -19,6 +19,7 @@ from surgeon.graph.inference import Anatomy
 from surgeon.graph.places import op_name
 from surgeon.language.syntax import Recipe, Spread
 from surgeon.planning.equations import Equations
+from surgeon.planning.partial import Partial
 from surgeon.planning.roles import Roles, Use, matches, module_of
 
 SYMMETRIC = Spread("symmetric")
@@ -115,7 +116,12 @@ class Transform:
 
 
 def build_transforms(
-    anatomy: Anatomy, maps: Maps, roles: Roles, equations: Equations, recipe: Recipe
+    anatomy: Anatomy,
+    maps: Maps,
+    roles: Roles,
+    equations: Equations,
+    recipe: Recipe,
+    partial: Partial,
 ) -> dict[str, Transform]:
     """The transform of every parameter and buffer of the graph, by its own name."""
     captured = anatomy.captured
@@ -126,7 +132,7 @@ def build_transforms(
             if value is None or captured.aliases.get(name, name) != name:
                 continue
             axes = tuple(anatomy.store.resolve(a) for a in value.axes)
-            transforms[name] = _transform(placeholder, name, axes, maps, roles, equations, recipe)
+            transforms[name] = _transform(placeholder, name, axes, maps, roles, equations, recipe, partial)
     return transforms
 
 
@@ -138,6 +144,7 @@ def _transform(
     roles: Roles,
     equations: Equations,
     recipe: Recipe,
+    partial: Partial,
 ) -> Transform:
     shared = roles.shared.get(placeholder, frozenset())
     uses = roles.uses.get(placeholder, ())
@@ -151,6 +158,7 @@ def _transform(
         spread = None
         if i in shared:
             spread = FIRST if i in roles.first.get(placeholder, ()) else _spread(uses, name, recipe)
+            index = maps.index(axis, partial.read_along(placeholder, i))  # what is not read is NEW here
             if (copies_of(index, size) == 0).any():
                 raise fail(PlanError, "S316", f"{name}: axis {i} would lose channels")
         growths.append(AxisGrowth(size, target, index, spread))

@@ -13,14 +13,15 @@ from surgeon.planning.plan import Plan
 
 
 def expected(value: Tensor, name: str, output: int, plan: Plan) -> tuple[Tensor, Tensor | None]:
-    """``σ·E(v)`` for one tensor of the source graph, and the mask of channels that are not new."""
+    """``σ·E(v)`` for one tensor of the source graph, and the mask of channels that are not new,
+    nor those at which a partial value holds something else."""
     axes = plan.anatomy.values[name][output]
     assert axes is not None
     out, mask = value, None
     for dim, axis in enumerate(axes.axes):
         if not plan.maps.grows(axis):
             continue
-        index = plan.maps.index(axis)
+        index = plan.maps.index(axis, plan.partial.of(name))
         out = out.index_select(dim, torch.from_numpy(np.maximum(index, 0)).to(out.device))
         if (index == NEW).any():
             here = torch.from_numpy(index != NEW).to(out.device)

@@ -46,6 +46,8 @@ def watched_nodes(plan: Plan) -> frozenset[str]:
             for label, _, _ in _grown(plan, axis):
                 tells[label] = place
         outputs = plan.anatomy.values[name]
+        if plan.partial.of(name):
+            continue  # not all of its channels are copies
         if len(outputs) == 1 and outputs[0] is not None and is_float(call.node) and _produces(call, plan):
             for axis in outputs[0].axes:
                 for label, _, _ in _grown(plan, axis):

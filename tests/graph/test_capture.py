@@ -77,6 +77,18 @@ def test_parts_compute_what_the_op_does(name: str) -> None:
     torch.testing.assert_close(PARTS[op](*PIECES[name](x)), op(*PIECES[name](x)), rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("piece", [(1, 0, 2), (1, 4), (2, -3, -1), (1, 2, 5), (0,), (1, 0, 6, 2), (2, 3, 1)])
+def test_a_piece_written_over_is_put_between_what_lies_around_it(piece: tuple[int, ...]) -> None:
+    op, x = torch.ops.aten.slice_scatter.default, torch.arange(24.0).reshape(1, 6, 4).repeat(4, 1, 1)
+    dim, *bounds = piece
+    y = -torch.ops.aten.slice.Tensor(x, dim, *bounds)
+    assert torch.equal(PARTS[op](x, y, *piece), op(x, y, *piece))
+    turned = PARTS[op](x.transpose(1, 2), y.transpose(1, 2), {1: 2, 2: 1}.get(dim, dim), *bounds)
+    assert torch.equal(turned.transpose(1, 2), op(x, y, *piece))
+    if len(bounds) < 3:  # no steps
+        assert turned.stride() == x.transpose(1, 2).stride()
+
+
 def test_composites_are_taken_apart_unless_their_parts_check_values() -> None:
     """An inverse looks whether there is one as it runs, which no graph of values holds: it stays whole."""
 

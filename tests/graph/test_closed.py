@@ -33,7 +33,7 @@ def captured(heads: int) -> Captured:
 def test_the_outermost_closed_node_holds_the_slopes() -> None:
     graph = captured(4)
     (outer,) = frontier(graph, closed_nodes(graph))  # what is drawn at random is none
-    slopes = 2.0 ** -torch.tensor([2.0, 4.0, 6.0, 8.0])
+    slopes = 2.0 ** -torch.tensor([2.0, 4.0, 6.0, 8.0], dtype=torch.float64)
     torch.testing.assert_close(evaluate([outer])[outer.name], slopes[:, None] * torch.arange(5))
 
 
@@ -54,3 +54,28 @@ def test_a_number_that_is_moved_to_the_traces_device_has_its_value() -> None:
     made = graph.call_function(aten.full.default, ([2], 0.25), {"device": torch.device("meta")})
     moved = graph.call_function(aten.to.device, (made, torch.device("meta"), torch.float64))
     assert evaluate([moved])[moved.name].tolist() == [0.25, 0.25]
+
+
+class Waves(nn.Module):
+    """Adds cosines of positions, made in float32 of whole numbers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.gain = width, nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rate = 1.0 / 1e6 ** (torch.arange(self.width) / self.width)
+        return x * self.gain + (torch.arange(3, dtype=torch.float32)[:, None] * rate).cos()
+
+
+def test_cosines_that_float32_cannot_tell_apart_stand_at_their_own_places() -> None:
+    made = []
+    for width in (8, 24):
+        graph = capture(Waves(width), (torch.zeros(3, width),))
+        (outer,) = frontier(graph, closed_nodes(graph))
+        made.append(evaluate([outer])[outer.name].T.numpy())
+    assert len(np.unique(made[1].astype(np.float32), axis=0)) < 24
+    index = match_values(made[0], made[1], clone_map(8, 24))
+    assert index is not None
+    assert np.flatnonzero(index != NEW).tolist() == list(range(0, 24, 3))
+    assert torch.get_default_dtype() == torch.float32

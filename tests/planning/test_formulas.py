@@ -24,7 +24,19 @@ def hidden(m: Any, x: Tensor) -> Tensor:
     return F.linear(x, m.inward)
 
 
+def _written_over(m: Any, x: Tensor) -> Tensor:
+    h = hidden(m, x).clone()
+    h[:, :2] *= m.gain
+    h[:, 4:] = 3 * h[:, 4:]
+    return F.linear(torch.tanh(h), m.out)
+
+
 GROWS: dict[str, Case] = {
+    "a piece of an axis that is written over": (
+        _written_over,
+        {"inward": (6, 5), "gain": (2,), "out": (3, 6)},
+        "gain 0 by 2",
+    ),
     "a strided slice that counts its start from the end": (
         lambda m, x: F.linear(hidden(m, x)[:, -6::2], m.out),
         {"inward": (6, 5), "out": (2, 3)},
