@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
@@ -21,6 +22,7 @@ from surgeon.planning.plan import Plan
 from surgeon.surgery.forecast import Forecast
 from surgeon.verification.native import STOCK
 from surgeon.verification.report import Report
+from surgeon.verification.trainability import Trainability
 
 
 class Progress:
@@ -163,14 +165,23 @@ def show_report(console: Console, report: Report) -> None:
         table.add_row(f"stock, {n.dtype}", f"{n.relative:.1e}", f"{n.tolerance:.1e}", ", ".join(extra))
     if report.untrained is not None:
         table.add_row("trainable", "", "", f"not run: {report.untrained}")
-    if report.trainability:
-        least = min(report.trainability, key=lambda a: a.asymmetry)
-        note = f"copies' gradients differ by {least.asymmetry:.0%} or more"
-        if least.asymmetry < 1e-3:
-            note = f"copies of {least.label} get one gradient and never separate: add noise or uneven shares"
-        table.add_row("trainable", "", "", note)
+    if report.trainability is not None:
+        for note in _trained(report.trainability):
+            table.add_row("trainable", "", "", note)
     console.print(table)
     console.print(f"\n{report.verdict}", style="bold")
+
+
+def _trained(found: Trainability) -> Iterator[str]:
+    """What the backward pass showed, in words."""
+    if found.copies:
+        least = min(found.copies, key=lambda a: a.asymmetry)
+        if least.asymmetry < 1e-3:
+            yield f"copies of {least.label} get one gradient and never separate: add noise or uneven shares"
+        else:
+            yield f"copies' gradients differ by {least.asymmetry:.0%} or more"
+    for label in found.dormant:
+        yield f"new channels of {label} are zero where they are made and read: they get no gradient"
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,11 @@ def measured_dims(anatomy: Anatomy) -> Dims:
     found = set[int]()
     for name, call in anatomy.calls.items():
         if name not in anatomy.refused:
-            found.update(leaf for axis in _measured(call, anatomy) for leaf in anatomy.store.leaves(axis))
+            found.update(leaf for axis in measured_axes(call, anatomy) for leaf in anatomy.store.leaves(axis))
     return frozenset(found)
 
 
-def _measured(call: Call, anatomy: Anatomy) -> Iterator[Axis]:
+def measured_axes(call: Call, anatomy: Anatomy) -> Iterator[Axis]:
     """The axes over which a call takes statistics."""
     kind = call.rule.kind.name if call.rule.kind else ""
     if any(role.word == "norm" for role in call.rule.roles):
@@ -139,7 +139,7 @@ class _Flow:
     def _product(self, call: Call) -> Dims:
         """What multiplies and sums: an axis that is summed is left out by the parameter that is shared out
         along it."""
-        for axis in _measured(call, self.anatomy):
+        for axis in measured_axes(call, self.anatomy):
             for node, _ in call.tensors():
                 self._none_of(call.node.name, node, (axis,), "statistics are taken over them")
         sums = list(summed_axes(call))
@@ -158,7 +158,7 @@ class _Flow:
     def _kind(self, call: Call, kind: str) -> Dims:
         if kind in ("uniform", "made", "ignore"):
             return NONE
-        for axis in _measured(call, self.anatomy):
+        for axis in measured_axes(call, self.anatomy):
             for node, _ in call.tensors():
                 self._none_of(call.node.name, node, (axis,), "statistics are taken over them")
         if kind == "reduce":

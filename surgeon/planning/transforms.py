@@ -12,13 +12,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.axes.maps import NEW, Index, Maps, copies_of, copy_number
+from surgeon.axes.maps import NEW, Index, Maps, copies_of, copy_number, filled_map
 from surgeon.errors import PlanError, fail
 from surgeon.graph.calls import Axes
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.places import op_name
 from surgeon.language.syntax import Recipe, Spread
 from surgeon.planning.equations import Equations
+from surgeon.planning.fresh import carrying
 from surgeon.planning.partial import Partial
 from surgeon.planning.roles import Roles, Use, matches, module_of
 
@@ -123,8 +124,10 @@ def build_transforms(
     recipe: Recipe,
     partial: Partial,
 ) -> dict[str, Transform]:
-    """The transform of every parameter and buffer of the graph, by its own name."""
-    captured = anatomy.captured
+    """The transform of every parameter and buffer of the graph, by its own name. What makes new channels is
+    zero there, or a copy where that may be."""
+    captured, filled = anatomy.captured, carrying(anatomy, maps, roles)
+    copied = Maps(maps.store, {d: filled_map(index, maps.store.sizes[d]) for d, index in maps.dims.items()})
     transforms = {}
     for table in (captured.parameters, captured.buffers):
         for placeholder, name in table.items():
@@ -132,20 +135,23 @@ def build_transforms(
             if value is None or captured.aliases.get(name, name) != name:
                 continue
             axes = tuple(anatomy.store.resolve(a) for a in value.axes)
-            transforms[name] = _transform(placeholder, name, axes, maps, roles, equations, recipe, partial)
+            made = copied if placeholder in filled else maps
+            growths = _growths(placeholder, name, axes, made, maps, roles, recipe, partial)
+            transforms[name] = _transform(placeholder, name, axes, growths, maps, roles, equations, recipe)
     return transforms
 
 
-def _transform(
+def _growths(
     placeholder: str,
     name: str,
     axes: Axes,
+    made: Maps,
     maps: Maps,
     roles: Roles,
-    equations: Equations,
     recipe: Recipe,
     partial: Partial,
-) -> Transform:
+) -> tuple[AxisGrowth, ...]:
+    """How each axis of a parameter grows: by the maps `made` where it is produced."""
     shared = roles.shared.get(placeholder, frozenset())
     uses = roles.uses.get(placeholder, ())
     growths = []
@@ -154,7 +160,7 @@ def _transform(
         if not maps.grows(axis):
             growths.append(AxisGrowth(size, target, None))
             continue
-        index = maps.index(axis)
+        index = made.index(axis)
         spread = None
         if i in shared:
             spread = FIRST if i in roles.first.get(placeholder, ()) else _spread(uses, name, recipe)
@@ -162,6 +168,20 @@ def _transform(
             if (copies_of(index, size) == 0).any():
                 raise fail(PlanError, "S316", f"{name}: axis {i} would lose channels")
         growths.append(AxisGrowth(size, target, index, spread))
+    return tuple(growths)
+
+
+def _transform(
+    placeholder: str,
+    name: str,
+    axes: Axes,
+    growths: tuple[AxisGrowth, ...],
+    maps: Maps,
+    roles: Roles,
+    equations: Equations,
+    recipe: Recipe,
+) -> Transform:
+    uses = roles.uses.get(placeholder, ())
     cells = equations.parameters.get(placeholder)
     scale = None
     if cells is not None:
@@ -171,7 +191,7 @@ def _transform(
     noisy = any(g.spread is not None for g in growths)
     return Transform(
         name,
-        tuple(growths),
+        growths,
         scale,
         equations.offsets.get(placeholder, 0.0),
         _noise(uses, name, recipe) if noisy else None,

@@ -32,7 +32,7 @@ from surgeon.verification.native import (
 )
 from surgeon.verification.report import Report, Sampled
 from surgeon.verification.sampling import draw
-from surgeon.verification.trainability import Asymmetry, gradient_asymmetry, watched_nodes
+from surgeon.verification.trainability import Trainability, backward, watched_nodes
 
 
 def prove_folders(
@@ -138,13 +138,13 @@ def _written_so(blocks: Iterable[Tensor], written: StoredTensor) -> bool:
     return same
 
 
-def trainability(plan: Plan, run: Coexecution) -> tuple[tuple[Asymmetry, ...] | None, str | None]:
+def trainability(plan: Plan, run: Coexecution) -> tuple[Trainability | None, str | None]:
     """How far apart the copies' gradients are, or why that is not known: an op of the user's own need
     not have a backward."""
     if not run.report.passed or run.output is None:
         return None, "the exact check failed"
     try:
-        return gradient_asymmetry(plan, run.output, run.watched), None
+        return backward(plan, run.output, run.watched), None
     except (RuntimeError, UserWarning) as error:
         return None, f"the backward pass failed: {reason(error)}"
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from surgeon.axes.maps import Index
+from surgeon.axes.maps import NEW, Index
 from surgeon.checkpoints.tensors import Held, row_blocks, rows_of
 from surgeon.planning.literals import grown_args
 from surgeon.planning.plan import Plan
@@ -291,10 +291,13 @@ def _expanded(read: Read, name: str, transform: Transform, device: torch.device)
 
 def _parameter_error(node: fx.Node, left: Executor, right: Executor, pair: Pair) -> tuple[float, int]:
     """How far a given grown parameter is from the source's, where every axis of it is only copied: one
-    that is shared out may hold any shares and noise, and is judged by the op that reads it."""
+    that is shared out may hold any shares and noise, and is judged by the op that reads it, as are new
+    channels."""
     name = pair.plan.anatomy.captured.parameters[node.name]
     transform = pair.plan.transforms[name]
     if pair.grown is None or transform.offset or any(a.spread is not None for a in transform.axes):
+        return 0.0, 0
+    if any((pair.plan.maps.index(axis) == NEW).any() for axis in pair.plan.anatomy.parameter_axes(name)):
         return 0.0, 0
     given = right.values[node.name]
     wanted = _expanded(pair.source, name, transform, right.device).open()

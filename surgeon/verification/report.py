@@ -7,7 +7,7 @@ from typing import Any
 
 from surgeon.verification.coexecution import ExactReport
 from surgeon.verification.native import NativeReport
-from surgeon.verification.trainability import Asymmetry
+from surgeon.verification.trainability import Trainability
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Report:
     static: int
     exact: ExactReport | None
     native: NativeReport | None = None
-    trainability: tuple[Asymmetry, ...] | None = None
+    trainability: Trainability | None = None
     untrained: str | None = None  # why trainability was not run
     verified: str = "full"
     sampled: Sampled | None = None
@@ -73,5 +73,5 @@ class Report:
             "sampled": asdict(self.sampled) if self.sampled else None,
             "native": asdict(self.native) | {"passed": self.native.passed} if self.native else None,
             "untrained": self.untrained,
-            "trainability": [asdict(a) for a in self.trainability] if self.trainability is not None else None,
+            "trainability": asdict(self.trainability) if self.trainability is not None else None,
         }

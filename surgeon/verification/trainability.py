@@ -1,7 +1,8 @@
 """Whether new capacity can wake up: one backward pass, and how different the copies' gradients are.
 
 Exact clones receive identical gradients and stay equal under SGD and Adam (Joudaki et al. 2025), so a
-figure of zero means that training will never use the new width.
+figure of zero means that training will never use the new width. New channels, that are no copies, take
+part if what makes them or what reads them is not zero: the other of the two then gets a gradient.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.axes.maps import NEW, copies_of
+from surgeon.axes.maps import NEW, Index, copies_of
 from surgeon.axes.store import Axis
 from surgeon.graph.calls import Call
 from surgeon.graph.inference import is_float
+from surgeon.graph.places import place_of
 from surgeon.planning.plan import Plan
 
 
@@ -35,11 +37,22 @@ class Asymmetry:
     asymmetry: float
 
 
+@dataclass(frozen=True)
+class Trainability:
+    """What a backward pass shows: `copies`, how far their gradients are apart; and `dormant`, the groups of
+    dims whose new channels are zero wherever they are made and read, so that neither gets a gradient."""
+
+    copies: tuple[Asymmetry, ...]
+    dormant: tuple[str, ...] = ()
+
+
 def watched_nodes(plan: Plan) -> frozenset[str]:
     """For each group of grown dims the op, last in the graph, that makes its channels from a parameter
     and comes before one that tells the copies apart. What reaches a copy's output is what its weights'
-    gradients are made of, and only a sum with uneven shares or noise sends copies different gradients."""
+    gradients are made of, and only a sum with uneven shares or noise sends copies different gradients.
+    Of dims with new channels, the last op of each kind of place that makes them."""
     makes: dict[str, list[tuple[int, str]]] = {}
+    makes_new: dict[tuple[str, str], str] = {}
     tells: dict[str, int] = {}
     for place, (name, call) in enumerate(plan.anatomy.calls.items()):
         for axis in _told_apart(call, plan):
@@ -52,10 +65,12 @@ def watched_nodes(plan: Plan) -> frozenset[str]:
             for axis in outputs[0].axes:
                 for label, _, _ in _grown(plan, axis):
                     makes.setdefault(label, []).append((place, name))
-    return frozenset(
+                for label in _with_new(plan, axis):
+                    makes_new[label, starred(place_of(call.node).module)] = name
+    return frozenset(makes_new.values()) | {
         max((m for m in made if m[0] < tells.get(label, 0)), default=made[-1])[1]
         for label, made in makes.items()
-    )
+    }
 
 
 def _told_apart(call: Call, plan: Plan) -> Iterator[Axis]:
@@ -84,39 +99,63 @@ def _grown(plan: Plan, axis: Axis) -> list[tuple[str, int, int]]:
     """Label, size and target size of each grown dim of an axis."""
     store = plan.anatomy.store
     return [
-        (re.sub(r"\.\d+\.", ".*.", store.labels[leaf]), store.sizes[leaf], len(plan.maps.dims[leaf]))
+        (starred(store.labels[leaf]), store.sizes[leaf], len(plan.maps.dims[leaf]))
         for leaf in dict.fromkeys(store.leaves(axis))
         if leaf in plan.maps.dims
     ]
 
 
-def gradient_asymmetry(plan: Plan, output: Tensor, watched: Mapping[str, Tensor]) -> tuple[Asymmetry, ...]:
+def _with_new(plan: Plan, axis: Axis) -> set[str]:
+    """The labels of an axis's dims that have new channels."""
+    store, dims = plan.anatomy.store, plan.maps.dims
+    leaves = [leaf for leaf in store.leaves(axis) if leaf in dims and (dims[leaf] == NEW).any()]
+    return {starred(store.labels[leaf]) for leaf in leaves}
+
+
+def starred(name: str) -> str:
+    """A name with the numbers of its layers left open."""
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
+def backward(plan: Plan, output: Tensor, watched: Mapping[str, Tensor]) -> Trainability:
     """Per group of grown dims the largest asymmetry over the watched values, for the gradient of a
-    random linear functional of the first output's log-softmax.
+    random linear functional of the first output's log-softmax; and the groups whose new channels sleep.
 
     Raises RuntimeError or UserWarning when an op on the way has no backward.
     """
     if not watched:
-        return ()
+        return Trainability(())
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad(), warnings.catch_warnings():
         # torch only warns that gradients stop at such an op; figures from them would be wrong.
         warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
         weight = torch.randn(output.shape, generator=generator).to(output)
         (torch.nn.functional.log_softmax(output, -1) * weight).mean().backward()
-    found: dict[tuple[str, int, int], list[float]] = {}
+    apart: dict[tuple[str, int, int], list[float]] = {}
+    awake: dict[str, bool] = {}
     for name, value in watched.items():
         axes = plan.anatomy.values[name][0]
         if value.grad is None or axes is None:
             continue
         for dim, axis in enumerate(axes.axes):
+            index, size = plan.maps.index(axis), plan.anatomy.store.size(axis)
             for key in _grown(plan, axis):
-                index, size = plan.maps.index(axis), plan.anatomy.store.size(axis)
-                found.setdefault(key, []).append(_apart(value.grad, dim, index, size))
-    return tuple(Asymmetry(*key, max(values)) for key, values in found.items())
+                if (copies_of(index, size) > 1).any():
+                    apart.setdefault(key, []).append(_apart(value.grad, dim, index, size))
+            for label in _with_new(plan, axis):
+                awake[label] = awake.get(label, False) or _takes_part(value, dim, index)
+    copies = tuple(Asymmetry(*key, max(values)) for key, values in apart.items())
+    return Trainability(copies, tuple(label for label, is_awake in awake.items() if not is_awake))
 
 
-def _apart(gradient: Tensor, dim: int, index: np.ndarray, size: int) -> float:
+def _takes_part(value: Tensor, dim: int, index: Index) -> bool:
+    """Whether new channels of a value, or their gradients, are anywhere other than zero."""
+    new = torch.from_numpy(np.flatnonzero(index == NEW)).to(value.device)
+    assert value.grad is not None
+    return any(bool(side.index_select(dim, new).any()) for side in (value.detach(), value.grad))
+
+
+def _apart(gradient: Tensor, dim: int, index: Index, size: int) -> float:
     """``‖g - mean of g over copies‖ / ‖g‖`` along one axis."""
     kept = np.flatnonzero(index != NEW)
     rows = gradient.index_select(dim, torch.from_numpy(kept).to(gradient.device))
