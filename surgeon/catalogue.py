@@ -74,7 +74,6 @@ A spread is `symmetric`, `diagonal`, `first`, or `uneven` with one positive weig
 `uneven(1, 2)`.""",
     "S130": """A field of the model's config is written `config.FIELD`.""",
     "S131": """A recipe without a `grow` statement would do nothing.""",
-    "S132": """`preserve` names something that is not preserved; it takes `logits`.""",
     "S133": """A statement that may stand once stands twice.""",
     "S134": """An op is named as PyTorch names it: `namespace.name`, or `namespace.name.overload`.""",
     "S135": """It is not clear which recipe of the file is meant.
@@ -154,6 +153,10 @@ A view of such a size is written anew; a tensor made in it, or a view with anoth
     "S330": """No scale of any parameter keeps the function.
 Copies multiply a sum, or a constant of the class changed, and every parameter that could take the factor
 is bound elsewhere. Grow by an integer factor, grow other dims, or untie parameters.""",
+    "S331": """`preserve` names an output that the model does not return.
+Outputs are named as the model's own output names them: `text_embeds`, or `text_model_output.pooler_output`;
+those of a tuple have no names. `logits` stands for all that have it in their name, or, where none has, for
+every output.""",
     # ── S4xx: checkpoints ────────────────────────────────────────────────────────────────────
     "S401": """The folder has neither safetensors nor what torch.distributed.checkpoint saves.
 Other pickles can run code when opened, and are not.""",

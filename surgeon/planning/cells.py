@@ -36,6 +36,7 @@ class Cellwise:
     roles: Roles
     drift: Drift
     known_scales: Mapping[str, float]  # of buffers and closed nodes, by node name
+    loose: frozenset[str] = frozenset()  # outputs, by node name, that may come out scaled
     system: System = field(default_factory=System)
     cells: dict[str, list[Cells | None]] = field(default_factory=dict)
     parameters: dict[str, Cells] = field(default_factory=dict)

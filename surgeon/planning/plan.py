@@ -19,6 +19,7 @@ from surgeon.language.syntax import Recipe
 from surgeon.planning.equations import Equations, solve_scales
 from surgeon.planning.growth import axis_targets, refuse_pinned
 from surgeon.planning.native import NativeGrowth
+from surgeon.planning.outputs import Factors, in_words, loose_outputs, scaled_outputs
 from surgeon.planning.roles import Roles, infer_roles
 from surgeon.planning.transforms import Transform, build_transforms
 
@@ -70,6 +71,11 @@ class Plan:
             groups[key] = groups.get(key, 0) + 1
         return [GrownDims(label, size, target, n) for (label, size, target), n in groups.items()]
 
+    @cached_property
+    def scaled_outputs(self) -> Factors:
+        """The model's outputs that come out scaled, which the recipe does not ask to preserve."""
+        return scaled_outputs(self.anatomy.captured, self.equations)
+
     def scaled(self) -> dict[str, tuple[float, ...]]:
         """Parameters that take a scale, and the scales of their pieces."""
         return {
@@ -95,6 +101,7 @@ class Plan:
             "parameters": {"source": before, "target": after},
             "dims": [vars(d) for d in self.grown_dims()],
             "scales": {name: list(values) for name, values in self.scaled().items()},
+            "scaled_outputs": {name: list(values) for name, values in self.scaled_outputs.items()},
             "tensors": {
                 name: {
                     "from": list(t.source_shape),
@@ -119,8 +126,10 @@ def plan_growth(
     """Channel maps, scales and transforms of a growth; `native` says how a transformers class grows,
     without it the recipe's own axes do.
 
-    Raises PlanError S301..S308 (a pinned dim), S330 (scales that no parameter can take).
+    Raises PlanError S301..S308 (a pinned dim), S330 (scales that no parameter can take), S331 (an output to
+    preserve that the model does not return).
     """
+    loose = loose_outputs(recipe.preserve, anatomy.captured)
     maps = native.maps if native is not None else Maps(anatomy.store, axis_targets(recipe, anatomy))
     refuse_pinned(anatomy, maps)
     roles = infer_roles(anatomy, recipe)
@@ -130,6 +139,7 @@ def plan_growth(
         roles,
         native.drift if native else None,
         native.scales if native else None,
+        loose,
     )
     _refuse_conflicts(anatomy, equations, native.placed if native else {})
     transforms = build_transforms(anatomy, maps, roles, equations, recipe)
@@ -143,7 +153,12 @@ def plan_growth(
         config_changes or {},
         grown,
         native,
-        (*notes, *_unproved(anatomy, transforms), *_warnings(maps, transforms, recipe)),
+        (
+            *notes,
+            *_scaled(anatomy, equations),
+            *_unproved(anatomy, transforms),
+            *_warnings(maps, transforms, recipe),
+        ),
     )
 
 
@@ -169,6 +184,12 @@ def _refuse_conflicts(anatomy: Anatomy, equations: Equations, placed: Mapping[in
             help="grow by an integer factor, grow other dims, or untie the parameters involved",
         )
     )
+
+
+def _scaled(anatomy: Anatomy, equations: Equations) -> tuple[str, ...]:
+    """What is not preserved to the letter."""
+    scaled = scaled_outputs(anatomy.captured, equations)
+    return (f"{in_words(scaled)}, as the recipe asks to preserve other outputs",) if scaled else ()
 
 
 def _unproved(anatomy: Anatomy, transforms: Mapping[str, Transform]) -> tuple[str, ...]:
