@@ -72,7 +72,8 @@ class Cellwise:
         counts = self.maps.multiplicity(axis)
         if None in counts:
             reason = "its channels are not all copied equally often"
-            self.system.conflicts.append(Conflict(node, reason, math.nan))
+            dims = tuple(self.anatomy.store.leaves(axis))
+            self.system.conflicts.append(Conflict(node, reason, math.nan, dims))
         return np.array([0.0 if c is None else math.log(c) for c in counts])
 
     def log_ratio(self, axis: Axis) -> float:

@@ -59,6 +59,7 @@ class Conflict:
     node: str
     reason: str
     factor: float  # by how much the value is off
+    dims: tuple[int, ...] = ()  # whose channel maps are what is in the way
 
 
 @dataclass

@@ -74,7 +74,12 @@ def test_positions_that_depend_on_the_width_are_refused(tmp_path: Path) -> None:
     make("", "CTRLLMHeadModel", tmp_path / "source")
     refused = attempt(tmp_path / "source", ("hidden",), tmp_path / "grown")
     assert refused["code"] == "S330"
-    assert "its buffer transformer.pos_encoding of the grown class has new channels" in refused["text"]
+    assert "channels of transformer.w.weight[1], of which 64 of 128 would be new" in refused["text"]
+    assert (
+        "its buffer transformer.pos_encoding of the grown class has the source's values at 0, 2, 4"
+        in (refused["text"])
+    )
+    assert "leave transformer.w.weight[1] at 64" in refused["text"]
 
 
 def test_what_the_trace_leaves_out_is_told_and_grows_as_its_layers_read_it(tmp_path: Path) -> None:
