@@ -74,7 +74,6 @@ A spread is `symmetric`, `diagonal`, `first`, or `uneven` with one positive weig
 `uneven(1, 2)`.""",
     "S130": """A field of the model's config is written `config.FIELD`.""",
     "S131": """A recipe without a `grow` statement would do nothing.""",
-    "S132": """`preserve` names something that is not preserved; it takes `logits`.""",
     "S133": """A statement that may stand once stands twice.""",
     "S134": """An op is named as PyTorch names it: `namespace.name`, or `namespace.name.overload`.""",
     "S135": """It is not clear which recipe of the file is meant.
@@ -157,6 +156,10 @@ is bound elsewhere. Grow by an integer factor, grow other dims, or untie paramet
     "S331": """A value of the grown class holds the source's numbers at some channels, and others between.
 Sinusoids of positions are such values: a wider class makes more of them. A linear layer may leave out the new
 ones; a norm, a product of two activations or an output cannot, so what they belong to does not grow.""",
+    "S332": """`preserve` names an output that the model does not return.
+Outputs are named as the model's own output names them: `text_embeds`, or `text_model_output.pooler_output`;
+those of a tuple have no names. `logits` stands for all that have it in their name, or, where none has, for
+every output.""",
     # ── S4xx: checkpoints ────────────────────────────────────────────────────────────────────
     "S401": """The folder has neither safetensors nor what torch.distributed.checkpoint saves.
 Other pickles can run code when opened, and are not.""",

@@ -25,6 +25,7 @@ from surgeon.models.source import (
 )
 from surgeon.models.stored import StoredModel, open_stored
 from surgeon.planning.native import compare
+from surgeon.planning.outputs import LOGITS
 from surgeon.planning.plan import Plan, plan_growth
 from surgeon.running.ranks import Ranks, joined, local_rank
 from surgeon.surgery.folder import apply_folder
@@ -235,6 +236,7 @@ def _opened(subject: Subject, checkpoint: Checkpoint) -> StoredModel:
 def verify(source: Any, target: Any, *, device: str = "auto", stage: Stage = quiet) -> Report:
     """Whether `target` computes the function of `source`: two transformers folders.
 
+    The logits are to be the same, or all outputs where there are none; what else comes out scaled is said.
     The growth is read off the two configs; a weight that breaks it is located at the first node that
     diverges. Raises PlanError when the two are no source and growth, NotPreserved never: see
     ``report.preserved``.
@@ -247,7 +249,7 @@ def verify(source: Any, target: Any, *, device: str = "auto", stage: Stage = qui
     assert isinstance(small, TransformersSource) and isinstance(large, TransformersSource)
     assert small.folder is not None and large.folder is not None
     subject, grown = examine(small, None, stage), examine(large, None, stage)
-    recipe = Recipe("verify", (), ())
+    recipe = Recipe("verify", (), (), preserve=(LOGITS,))
     native = compare(subject.anatomy, grown.anatomy.captured, subject.buffers, grown.buffers)
     plan = plan_growth(subject.anatomy, recipe, native, grown.anatomy.captured)
     old, new = (

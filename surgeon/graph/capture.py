@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind, OutputSpec
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.utils._pytree import TreeSpec
 
 from surgeon.errors import ModelError, fail
 from surgeon.graph.branches import Branches
@@ -91,9 +92,16 @@ class Captured:
     def results(self) -> list[fx.Node]:
         """What the model returns. The graph's outputs begin with the weights and buffers that a forward
         pass rewrites."""
-        return list(
-            dict.fromkeys(node for spec, node in self._outputs if spec.kind is OutputKind.USER_OUTPUT)
-        )
+        return list(dict.fromkeys(node for _, node in self.outputs))
+
+    @property
+    def outputs(self) -> list[tuple[str, fx.Node]]:
+        """The tensors that the model returns, each with the names or numbers that lead to it in what it
+        returns, joined by dots: ``text_model_output.pooler_output``; empty for one that stands alone."""
+        given = [node for spec, node in self._outputs if spec.kind is OutputKind.USER_OUTPUT]
+        paths = _paths(self.program.call_spec.out_spec) if given else []
+        named = zip(paths, given, strict=True)
+        return [(".".join(path), node) for path, node in named if isinstance(node, fx.Node)]
 
     @property
     def rewritten(self) -> dict[str, str]:
@@ -102,12 +110,12 @@ class Captured:
         return {node.name: places[spec.target] for spec, node in self._outputs if spec.target in places}
 
     @property
-    def _outputs(self) -> list[tuple[OutputSpec, fx.Node]]:
-        """By place: the names that the signature knows change where copies are dropped."""
+    def _outputs(self) -> list[tuple[OutputSpec, Any]]:
+        """By place: the names that the signature knows change where copies are dropped. What is no node is
+        returned as it is."""
         (returned,) = self.nodes[-1].args
         assert isinstance(returned, (list, tuple))
-        specs = zip(self.program.graph_signature.output_specs, returned, strict=True)
-        return [(spec, node) for spec, node in specs if isinstance(node, fx.Node)]
+        return list(zip(self.program.graph_signature.output_specs, returned, strict=True))
 
 
 def capture(
@@ -315,6 +323,17 @@ def describe(program: torch.export.ExportedProgram, module: nn.Module) -> Captur
         {node.name: _shapes(node.meta.get("val"), symbols) for node in program.graph.nodes},
         _layers(module),
     )
+
+
+def _paths(spec: TreeSpec) -> list[tuple[str, ...]]:
+    """The way to each leaf of what a model returns: keys and field names, else numbers."""
+    if spec.is_leaf():
+        return [()]
+    parts = spec.children()
+    fields: Any = getattr(spec.context, "_fields", spec.context)
+    named = isinstance(fields, (list, tuple)) and all(isinstance(key, (str, int)) for key in fields)
+    keys = [str(key) for key in fields] if named else [str(i) for i in range(len(parts))]
+    return [(key, *path) for key, part in zip(keys, parts, strict=True) for path in _paths(part)]
 
 
 def _layers(module: nn.Module) -> dict[str, str]:

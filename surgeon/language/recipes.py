@@ -25,8 +25,6 @@ from surgeon.language.syntax import (
 from surgeon.language.trees import one_of, token, tokens, tree, trees, unrepeated
 from surgeon.language.values import TYPES, UNKNOWN, Value, read, setting
 
-PRESERVABLE = ("logits",)
-"""What ``preserve`` can ask for."""
 MAX_DECIBEL = 300
 """Noise a million million million times weaker or stronger than the signal is none, or all there is."""
 
@@ -52,7 +50,7 @@ def recipe(
     spreads = tuple(body.spread(s) for s in trees(declaration, "spread"))
     noises = tuple(body.noise(s) for s in trees(declaration, "noise"))
     expands = tuple(body.expand(s) for s in trees(declaration, "expand"))
-    preserve = tuple(w for s in trees(declaration, "preserve") for w in body.preserve(s))
+    preserve = tuple(str(w) for s in trees(declaration, "preserve") for w in tokens(s, "NAME", "DOTTED"))
     seed = body.seed(trees(declaration, "seed"))
     if not grows and rules is not None:
         report.error("S131", f"the recipe `{name}` grows nothing", name, expected="a `grow` statement")
@@ -261,12 +259,6 @@ class _Body:
                         expected=listing(own),
                         near=(axis, own),
                     )
-
-    def preserve(self, statement: Tree) -> list[str]:
-        words = tokens(statement, "NAME")
-        return [
-            str(w) for w in words if one_of(w, PRESERVABLE, "output to preserve called", "S132", self.report)
-        ]
 
     def seed(self, statements: list[Tree]) -> int:
         for again in statements[1:]:

@@ -36,6 +36,7 @@ class Cellwise:
     roles: Roles
     drift: Drift
     known_scales: Mapping[str, float]  # of buffers and closed nodes, by node name
+    loose: frozenset[str] = frozenset()  # outputs, by node name, that may come out scaled
     system: System = field(default_factory=System)
     cells: dict[str, list[Cells | None]] = field(default_factory=dict)
     parameters: dict[str, Cells] = field(default_factory=dict)
@@ -71,7 +72,8 @@ class Cellwise:
         counts = self.maps.multiplicity(axis)
         if None in counts:
             reason = "its channels are not all copied equally often"
-            self.system.conflicts.append(Conflict(node, reason, math.nan))
+            dims = tuple(self.anatomy.store.leaves(axis))
+            self.system.conflicts.append(Conflict(node, reason, math.nan, dims))
         return np.array([0.0 if c is None else math.log(c) for c in counts])
 
     def log_ratio(self, axis: Axis) -> float:

@@ -113,14 +113,22 @@ class Equations(Positional):
         return [self.cells[source.name][which]]
 
     def _outputs(self) -> None:
+        loose = []
         for source in self.anatomy.captured.results:
             cells = self.cells.get(source.name, [None])[0]
-            if cells is not None and is_float(source):
+            if cells is None or not is_float(source):
+                continue
+            if source.name in self.loose:
+                loose.append(cells)
+            else:
                 self.exact(cells, source.name, "it is an output of the model")
         for name, placeholder in self.anatomy.captured.rewritten.items():
             new, old = self.cells[name][0], self.cells[placeholder][0]
             if new is not None and old is not None:
                 self.equal_all([old, new], name, "a pass through the model rewrites it at another scale")
+        for cells in loose:  # last, so that they bind nothing which another equation needs
+            for form in cells.flat:
+                self.system.prefer_zero(form)
 
     # ── calls ───────────────────────────────────────────────────────────────────────────
 
@@ -401,6 +409,8 @@ def solve_scales(
     roles: Roles,
     drift: Drift | None = None,
     known_scales: Mapping[str, float] | None = None,
+    loose: frozenset[str] = frozenset(),
 ) -> Equations:
-    """Collect and solve the scale equations of a graph; conflicts are left in ``system.conflicts``."""
-    return Equations(anatomy, maps, roles, drift or {}, known_scales or {}).collect()
+    """Collect and solve the scale equations of a graph; conflicts are left in ``system.conflicts``. The
+    outputs in `loose` keep scale one only where nothing else is in the way."""
+    return Equations(anatomy, maps, roles, drift or {}, known_scales or {}, loose).collect()

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from surgeon.axes.maps import Maps
+from surgeon.axes.maps import NEW, Index, Maps
 from surgeon.errors import Diagnostic, PlanError
 from surgeon.graph.capture import Captured
 from surgeon.graph.inference import Anatomy
@@ -19,8 +19,10 @@ from surgeon.language.syntax import Recipe
 from surgeon.planning.equations import Equations, solve_scales
 from surgeon.planning.growth import axis_targets, refuse_pinned
 from surgeon.planning.native import NativeGrowth
+from surgeon.planning.outputs import Factors, in_words, loose_outputs, scaled_outputs
 from surgeon.planning.partial import Partial, infer_partial
 from surgeon.planning.roles import Roles, infer_roles
+from surgeon.planning.scales import Conflict
 from surgeon.planning.transforms import Transform, build_transforms
 
 
@@ -72,6 +74,11 @@ class Plan:
             groups[key] = groups.get(key, 0) + 1
         return [GrownDims(label, size, target, n) for (label, size, target), n in groups.items()]
 
+    @cached_property
+    def scaled_outputs(self) -> Factors:
+        """The model's outputs that come out scaled, which the recipe does not ask to preserve."""
+        return scaled_outputs(self.anatomy.captured, self.equations)
+
     def scaled(self) -> dict[str, tuple[float, ...]]:
         """Parameters that take a scale, and the scales of their pieces."""
         return {
@@ -97,6 +104,7 @@ class Plan:
             "parameters": {"source": before, "target": after},
             "dims": [vars(d) for d in self.grown_dims()],
             "scales": {name: list(values) for name, values in self.scaled().items()},
+            "scaled_outputs": {name: list(values) for name, values in self.scaled_outputs.items()},
             "tensors": {
                 name: {
                     "from": list(t.source_shape),
@@ -122,8 +130,9 @@ def plan_growth(
     without it the recipe's own axes do.
 
     Raises PlanError S301..S308 (a pinned dim), S330 (scales that no parameter can take), S331 (a
-    partial value that is read whole).
+    partial value that is read whole), S332 (an output to preserve that the model does not return).
     """
+    loose = loose_outputs(recipe.preserve, anatomy.captured)
     maps = native.maps if native is not None else Maps(anatomy.store, axis_targets(recipe, anatomy))
     refuse_pinned(anatomy, maps)
     roles = infer_roles(anatomy, recipe)
@@ -136,8 +145,9 @@ def plan_growth(
         roles,
         native.drift if native else None,
         native.scales if native else None,
+        loose,
     )
-    _refuse_conflicts(anatomy, equations, native.placed if native else {})
+    _refuse_conflicts(anatomy, maps, equations.system.conflicts, native.placed if native else {})
     transforms = build_transforms(anatomy, maps, roles, equations, recipe, partial)
     return Plan(
         recipe,
@@ -149,21 +159,42 @@ def plan_growth(
         config_changes or {},
         grown,
         native,
-        (*notes, *_unproved(anatomy, transforms), *_warnings(maps, transforms, recipe)),
+        (
+            *notes,
+            *_scaled(anatomy, equations),
+            *_unproved(anatomy, transforms),
+            *_warnings(maps, transforms, recipe),
+        ),
         partial,
     )
 
 
-def _refuse_conflicts(anatomy: Anatomy, equations: Equations, placed: Mapping[int, str]) -> None:
+def _refuse_conflicts(
+    anatomy: Anatomy, maps: Maps, conflicts: list[Conflict], placed: Mapping[int, str]
+) -> None:
     """Raise PlanError S330 for the first equation that has no solution; `placed` are the dims whose channels
-    stand where a known value of the grown class has them."""
-    conflicts = equations.system.conflicts
+    stand where a known value of the grown class has them. Where such a dim is what is in the way, no scale
+    would help: that is then the reason to tell."""
     if not conflicts:
         return
+    blocked = [c for c in conflicts if placed.keys() & set(c.dims)]
+    places = list(dict.fromkeys(anatomy.where(c.node) for c in blocked or conflicts))
+    more = [f"and {len(places) - 3} more places"] if len(places) > 3 else []
+    if blocked:
+        dim = next(d for d in blocked[0].dims if d in placed)
+        index, label = maps.dims[dim], anatomy.store.labels[dim]
+        raise PlanError(
+            Diagnostic(
+                "S330",
+                "no scale of any parameter keeps the function: statistics are taken over all channels of "
+                f"{label}, of which {(index == NEW).sum()} of {len(index)} would be new",
+                notes=(f"{placed[dim]} {_placing(index)}", *places[:3], *more),
+                help="the class makes that value for its width, and no weight can change it: "
+                f"leave {label} at {anatomy.store.sizes[dim]}, and grow other dims",
+            )
+        )
     first = conflicts[0]
     off = "" if math.isnan(first.factor) else f", off by a factor of {first.factor:.4g}"
-    places = list(dict.fromkeys(anatomy.where(c.node) for c in conflicts))
-    more = [f"and {len(places) - 3} more places"] if len(places) > 3 else []
     more += [
         f"{what} of the grown class has new channels of {anatomy.store.labels[dim]} between the source's"
         for dim, what in list(placed.items())[:2]
@@ -176,6 +207,19 @@ def _refuse_conflicts(anatomy: Anatomy, equations: Equations, placed: Mapping[in
             help="grow by an integer factor, grow other dims, or untie the parameters involved",
         )
     )
+
+
+def _placing(index: Index) -> str:
+    """Where a known value of the grown class has the source's channels."""
+    found = [str(i) for i in (index != NEW).nonzero()[0]]
+    named = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
+    return f"of the grown class has the source's values at {named} alone, and others at the other places"
+
+
+def _scaled(anatomy: Anatomy, equations: Equations) -> tuple[str, ...]:
+    """What is not preserved to the letter."""
+    scaled = scaled_outputs(anatomy.captured, equations)
+    return (f"{in_words(scaled)}, as the recipe asks to preserve other outputs",) if scaled else ()
 
 
 def _unproved(anatomy: Anatomy, transforms: Mapping[str, Transform]) -> tuple[str, ...]:

@@ -160,7 +160,8 @@ class Products(Cellwise):
         for count in self.log_counts(axis, name):
             if abs(count - ratio) > 1e-12:
                 reason = "statistics over it change: its channels are not all copied equally often"
-                self.system.conflicts.append(Conflict(name, reason, math.exp(ratio - count)))
+                dims = tuple(self.anatomy.store.leaves(axis))
+                self.system.conflicts.append(Conflict(name, reason, math.exp(ratio - count), dims))
                 return
 
     def _einsum(self, call: Call) -> Cells:

@@ -59,6 +59,7 @@ class Conflict:
     node: str
     reason: str
     factor: float  # by how much the value is off
+    dims: tuple[int, ...] = ()  # whose channel maps are what is in the way
 
 
 @dataclass
@@ -98,6 +99,11 @@ class System:
         coefficient = form.terms[latest]
         rest = Form({u: c for u, c in form.terms.items() if u != latest}, form.constant)
         self.solved[latest] = rest * (-1.0 / coefficient)
+
+    def prefer_zero(self, form: Form) -> None:
+        """Add the equation ``form = 0`` where an unknown is still free to solve it."""
+        if self.reduce(form).terms:
+            self.require_zero(form, "", "")
 
     def value(self, form: Form) -> float:
         """The scale (not its logarithm) that a form stands for; free unknowns are one."""

@@ -42,7 +42,7 @@ def apply_module(surgery: Surgery, delivery: Delivery, stage: Stage) -> Result:
     inputs = dict(zip(plan.anatomy.captured.inputs, (*source.args, *source.kwargs.values()), strict=True))
     run = coexecute(Pair(plan, lambda name: state[name].detach(), inputs), device, watched_nodes(plan))
     trained, untrained = trainability(plan, run)
-    report = Report(len(plan.anatomy.calls), run.report, None, trained, untrained)
+    report = Report(len(plan.anatomy.calls), run.report, None, trained, untrained, scaled=plan.scaled_outputs)
     args = tuple(_on(v, device) for v in inputs.values())
     if out is not None:
         stage("writing")

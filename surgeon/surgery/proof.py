@@ -73,11 +73,12 @@ def prove_folders(
     stage("proof: stock transformers")
     config, model_class = subject.source.config, subject.source.model_class
     own = dtype or main_dtype(source.checkpoint)
+    asked = tuple(plan.scaled_outputs)
 
     def see(folder: Path, config: Any, stored: StoredModel, wanted: torch.dtype) -> Observed:
         if stored.checkpoint.saved is None:
-            return observe_folder(folder, model_class, own, wanted, device)
-        return observe_stored(stored, config, model_class, own, wanted, device)
+            return observe_folder(folder, model_class, own, wanted, device, asked)
+        return observe_stored(stored, config, model_class, own, wanted, device, asked)
 
     def see_source(wanted: torch.dtype) -> Observed:
         return see(source_folder, config, source, wanted)
@@ -89,7 +90,7 @@ def prove_folders(
             refuse_other_graph(small, wide, run.source)
     grown_seen = see(grown_folder, surgery.config, grown or open_grown(surgery, grown_folder), own)
     native = compare_stock(plan, small, wide, run.source, grown_seen)
-    return Report(len(plan.anatomy.calls), run.report, native, trained, untrained)
+    return Report(len(plan.anatomy.calls), run.report, native, trained, untrained, scaled=plan.scaled_outputs)
 
 
 def open_grown(surgery: Surgery, folder: Path) -> StoredModel:
@@ -124,7 +125,14 @@ def prove_sample(
     unlike = next((d for d in sorted(disks) if not _written_so(grown.produce(d), written.open(d))), None)
     sampled = Sampled(sample.layers, sample.run, len(disks), unlike)
     return Report(
-        len(plan.anatomy.calls), run.report, None, trained, untrained, verified="sample", sampled=sampled
+        len(plan.anatomy.calls),
+        run.report,
+        None,
+        trained,
+        untrained,
+        verified="sample",
+        sampled=sampled,
+        scaled=plan.scaled_outputs,
     )
 
 

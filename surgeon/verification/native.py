@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.floa
 
 @dataclass(frozen=True)
 class NativeReport:
-    """Stock models compared in the checkpoint's dtype, on the graph's first output.
+    """Stock models compared in the checkpoint's dtype, on the graph's first output; where other outputs come
+    out scaled, on the one of all these that is nearest to its tolerance.
 
     Errors are relative to the output's largest magnitude; `noise` is the source's own distance from
     itself in the next wider dtype. `unloaded` are tensors that stock ``from_pretrained`` did not find
@@ -59,8 +60,8 @@ class NativeReport:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a stock model was seen to compute: its first output in float64, the tokens it generates
-    (None for a model that does not), and the tensors it was loaded without."""
+    """What a stock model was seen to compute: its first output in float64, others that were asked for, the
+    tokens it generates (None for a model that does not), and the tensors it was loaded without."""
 
     dtype: torch.dtype
     output: Tensor
@@ -68,10 +69,16 @@ class Observed:
     tokens: Tensor | None = None
     unloaded: tuple[str, ...] = ()
     loaded_by: str = STOCK
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def observe_folder(
-    folder: Path, model_class: Any, own: torch.dtype, dtype: torch.dtype, device: torch.device
+    folder: Path,
+    model_class: Any,
+    own: torch.dtype,
+    dtype: torch.dtype,
+    device: torch.device,
+    asked: tuple[str, ...] = (),
 ) -> Observed:
     """Stock ``from_pretrained`` in the folder's dtype `own`, run in `dtype`. The weights are read anew
     whenever they are used, so that the model is never in memory as a whole."""
@@ -87,7 +94,7 @@ def observe_folder(
     )
     shelve(model.eval(), open_checkpoint(folder), dtype if dtype != own else None, device)
     unloaded = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in account[key])
-    return observe(model, dtype, generates=dtype == own, unloaded=tuple(unloaded))
+    return observe(model, dtype, dtype == own, tuple(unloaded), asked)
 
 
 def observe_stored(
@@ -97,6 +104,7 @@ def observe_stored(
     own: torch.dtype,
     dtype: torch.dtype,
     device: torch.device,
+    asked: tuple[str, ...] = (),
 ) -> Observed:
     """The same for weights that ``from_pretrained`` does not open: the stock class is built of its config,
     and its weights are read whenever they are used."""
@@ -107,7 +115,7 @@ def observe_stored(
         owner = model.get_submodule(path)
         owner._buffers[last] = value.to(getattr(owner, last).dtype)  # as loading casts
     shelve_unloaded(model, stored, dtype if dtype != own else None, device)
-    return replace(observe(model, dtype, generates=dtype == own), loaded_by=BUILT)
+    return replace(observe(model, dtype, dtype == own, asked=asked), loaded_by=BUILT)
 
 
 @contextlib.contextmanager
@@ -128,24 +136,24 @@ def told_of_stock(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def observe_wider(see: Callable[[torch.dtype], Observed], own: torch.dtype) -> Tensor | None:
-    """The output of the stock model in the next wider dtype; None where that is float64 and the class's own
-    code knows only float32. `see` runs it in a dtype."""
+def observe_wider(see: Callable[[torch.dtype], Observed], own: torch.dtype) -> Observed | None:
+    """The stock model in the next wider dtype; None where that is float64 and the class's own code knows only
+    float32. `see` runs it in a dtype."""
     try:
-        return see(WIDER[own]).output
+        return see(WIDER[own])
     except RuntimeError:  # as torch says that two dtypes do not go together
         if own != torch.float32:
             raise
         return None
 
 
-def refuse_other_graph(source: Observed, wider: Tensor | None, exact: Tensor) -> None:
+def refuse_other_graph(source: Observed, wider: Observed | None, exact: Tensor) -> None:
     """Raises ModelError S213 where the source's graph in float64, whose output on the first inputs is
     `exact`, does not give what stock transformers does: all that was inferred and proved would be of
     something else."""
     graph = exact.detach().cpu()
     error = difference(source.output[: len(graph)], graph, None)
-    noise = 0.0 if wider is None else difference(source.output, wider, None)
+    noise = 0.0 if wider is None else difference(source.output, wider.output, None)
     if not error <= max(NOISE_FACTOR * noise, TRACE_ROUNDINGS * torch.finfo(source.dtype).eps):
         raise fail(
             ModelError,
@@ -156,39 +164,70 @@ def refuse_other_graph(source: Observed, wider: Tensor | None, exact: Tensor) ->
 
 
 def observe(
-    model: Any, dtype: torch.dtype, generates: bool = True, unloaded: tuple[str, ...] = ()
+    model: Any,
+    dtype: torch.dtype,
+    generates: bool = True,
+    unloaded: tuple[str, ...] = (),
+    asked: tuple[str, ...] = (),
 ) -> Observed:
-    """Run a stock model on random inputs, some of them padded."""
+    """Run a stock model on random inputs, some of them padded; `asked` are outputs wanted besides it."""
     several = [real_inputs(model, seed) for seed in SEEDS]
     if holds_several(several[0]):  # it may hold all examples of a batch against each other
-        output = torch.cat([_first_output(model, inputs, dtype) for inputs in several])
+        runs = [_answers(model, inputs, dtype, asked) for inputs in several]
     else:
         joined = {
             name: torch.cat([i[name] for i in several]) if isinstance(value, Tensor) else value
             for name, value in several[0].items()
         }
-        output = _first_output(model, joined, dtype)
-    return Observed(dtype, output, _has_logits(model), _greedy(model) if generates else None, unloaded)
+        runs = [_answers(model, joined, dtype, asked)]
+    first, *others = (torch.cat(parts) for parts in zip(*runs, strict=True))
+    tokens = _greedy(model) if generates else None
+    noted = dict(zip(asked, others, strict=True))
+    return Observed(dtype, first, _has_logits(model), tokens, unloaded, others=noted)
 
 
-def _first_output(model: Any, inputs: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+def _answers(
+    model: Any, inputs: Mapping[str, Any], dtype: torch.dtype, asked: tuple[str, ...]
+) -> list[Tensor]:
+    """The first output of a model, and those that are asked for."""
     device = next(model.parameters()).device
     with torch.no_grad():
         result = model(**{name: _cast(value, dtype, device) for name, value in inputs.items()})
-    return next(v for v in result.values() if isinstance(v, Tensor)).double()
+    first = next(v for v in result.values() if isinstance(v, Tensor))
+    return [first.double(), *(_at(result, path).double() for path in asked)]
+
+
+def _at(result: Any, path: str) -> Tensor:
+    """The output to which the names and numbers of `path` lead."""
+    for part in path.split("."):
+        result = result[part] if isinstance(result, Mapping) else result[int(part)]
+    assert isinstance(result, Tensor)
+    return result
 
 
 def compare_stock(
-    plan: Plan, source: Observed, wider: Tensor | None, exact: Tensor | None, grown: Observed
+    plan: Plan, source: Observed, wider: Observed | None, exact: Tensor | None, grown: Observed
 ) -> NativeReport:
-    """Hold the grown model's output against the source's. The source's noise is its distance from itself in a
-    wider dtype, or, without one, from its graph in float64, which is known on the first inputs."""
-    name = plan.anatomy.captured.results[0].name
+    """Hold what the grown model gives against the source's. The source's noise is its distance from itself in
+    a wider dtype; without one that of its first output from its graph in float64, which is known on the first
+    inputs."""
     a, b = source.output, grown.output
-    wanted, mask = expected(a, name, 0, plan)
-    relative = difference(b, wanted, mask)  # infinite where either holds NaN
-    truth = exact.detach().cpu() if wider is None and exact is not None else wider
+    truth = exact.detach().cpu() if exact is not None else None
+    if wider is not None:
+        truth = wider.output
     noise = difference(a[: len(truth)], truth, None) if truth is not None else 0.0
+    floor = torch.finfo(source.dtype).eps
+    held = [(plan.anatomy.captured.results[0].name, a, b, noise)]
+    nodes = dict(plan.anatomy.captured.outputs)
+    for path, seen in source.others.items():
+        own = noise if wider is None else difference(seen, wider.others[path], None)
+        held.append((nodes[path].name, seen, grown.others[path], own))
+    compared = []
+    for name, before, after, own in held:
+        wanted, mask = expected(before, name, 0, plan)
+        relative = difference(after, wanted, mask)  # infinite where either holds NaN
+        compared.append((relative, relative * largest(wanted), own, NOISE_FACTOR * max(own, floor)))
+    relative, max_abs, noise, tolerance = max(compared, key=_nearness)
     kl = top1 = None
     if a.shape == b.shape and source.has_logits:
         p, q = torch.log_softmax(a, -1), torch.log_softmax(b, -1)
@@ -196,10 +235,10 @@ def compare_stock(
         top1 = float((a.argmax(-1) == b.argmax(-1)).double().mean())
     return NativeReport(
         str(source.dtype).removeprefix("torch."),
-        relative * largest(wanted),
+        max_abs,
         relative,
         noise,
-        NOISE_FACTOR * max(noise, torch.finfo(source.dtype).eps),
+        tolerance,
         kl,
         top1,
         None if source.tokens is None else _equal(source.tokens, grown.tokens),
@@ -207,6 +246,12 @@ def compare_stock(
         "its graph in float64" if wider is None else str(WIDER[source.dtype]).removeprefix("torch."),
         grown.loaded_by,
     )
+
+
+def _nearness(compared: tuple[float, float, float, float]) -> float:
+    """How near a relative error is to its tolerance; beyond all others where it is not finite."""
+    relative, _, _, tolerance = compared
+    return relative / tolerance if math.isfinite(relative) else math.inf
 
 
 def _equal(tokens: Tensor, others: Tensor | None) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from surgeon.planning.outputs import Factors, in_words
 from surgeon.verification.coexecution import ExactReport
 from surgeon.verification.native import NativeReport
 from surgeon.verification.trainability import Trainability
@@ -29,7 +30,8 @@ class Sampled:
 @dataclass(frozen=True)
 class Report:
     """The four parts of the proof. `static` is the number of nodes whose invariant is known; parts
-    that were not run are None. `verified` is full, sample or none."""
+    that were not run are None. `verified` is full, sample or none. `scaled` are the outputs that come out
+    scaled, which were held to that scale."""
 
     static: int
     exact: ExactReport | None
@@ -38,6 +40,7 @@ class Report:
     untrained: str | None = None  # why trainability was not run
     verified: str = "full"
     sampled: Sampled | None = None
+    scaled: Factors = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -60,7 +63,9 @@ class Report:
                 f"Sampled: {run} and what is outside of them were checked, without stock transformers; "
                 "the whole was not."
             )
-        return "Preserved." if self.preserved else "Not verified: only the plan says that it is the same."
+        if not self.preserved:
+            return "Not verified: only the plan says that it is the same."
+        return f"Preserved; {in_words(self.scaled)}." if self.scaled else "Preserved."
 
     def as_dict(self) -> dict[str, Any]:
         """The proof as JSON values."""
@@ -68,6 +73,7 @@ class Report:
             "preserved": self.preserved,
             "verified": self.verified,
             "verdict": self.verdict,
+            "scaled_outputs": {name: list(factors) for name, factors in self.scaled.items()},
             "static": {"nodes": self.static, "open_obligations": 0},
             "exact": asdict(self.exact) | {"passed": self.exact.passed} if self.exact else None,
             "sampled": asdict(self.sampled) if self.sampled else None,

@@ -185,5 +185,5 @@ def test_not_a_number_is_no_agreement(tmp_path: Path) -> None:
         broken.lm_head.weight.fill_(float("nan"))
     wide = observe(source.double(), torch.float64)
     seen = observe(source.float(), torch.float32)
-    assert compare_stock(plan, seen, wide.output, None, seen).passed
-    assert not compare_stock(plan, seen, wide.output, None, observe(broken.float(), torch.float32)).passed
+    assert compare_stock(plan, seen, wide, None, seen).passed
+    assert not compare_stock(plan, seen, wide, None, observe(broken.float(), torch.float32)).passed

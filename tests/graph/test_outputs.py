@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,3 +27,21 @@ class Copies(nn.Module):
 def test_an_output_is_one_even_where_its_copy_is_dropped() -> None:
     captured = capture(Copies().eval(), (torch.randn(2, 3),))
     assert [tuple(node.meta["val"].shape) for node in captured.results] == [(2,), (2, 4)]
+
+
+Pair = namedtuple("Pair", "low high")
+
+
+class Named(nn.Module):
+    """Outputs in a dict, a named tuple and a list, beside some that are no tensors."""
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"logits": x + 1, "none": None, "pair": Pair(x + 2, [x + 3, 7])}
+
+
+def test_outputs_have_the_names_that_lead_to_them() -> None:
+    outputs = capture(Named().eval(), (torch.zeros(2),)).outputs
+    added = {path: node.args[1] for path, node in outputs}
+    assert added == {"logits": 1, "pair.low": 2, "pair.high.0": 3}
+    ((alone, _),) = capture(nn.Linear(3, 4).eval(), (torch.zeros(2, 3),)).outputs
+    assert alone == ""

@@ -101,6 +101,7 @@ statement = st.one_of(
     said("expand {o}{w} {{ {e} }}", o=dotted, w=where, e=expansion),
     said("seed {v}", v=value),
     st.just("preserve logits"),
+    st.just("preserve text_embeds, text_model_output.pooler_output"),
 )
 pattern = st.lists(st.one_of(name, st.just("..."), st.just("1")), max_size=4).map(
     lambda n: f"[{' '.join(n)}]"

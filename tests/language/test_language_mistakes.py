@@ -78,7 +78,6 @@ MISTAKES = [
     ("S129", "a weight of 0 is not positive", "above 0", body(G, "spread * with uneven(0, 1)")),
     ("S130", "`model.d` is not a config field", "`config.model.d`", body("grow model.d by 2")),
     ("S131", "the recipe `r` grows nothing", "a `grow` statement", body("preserve logits")),
-    ("S132", "no output to preserve called `logit`", "did you mean `logits`?", body(G, "preserve logit")),
     ("S133", "the seed is set twice", "in line 3", body(G, "seed 1", "seed 2")),
     ("S134", "`a.b.c.d` is not an op name", "overload", "op a.b.c.d : reshape\n"),
     ("S136", "a brace without its partner", "{0..3}", body('grow ffn by 2 at "layers.{0..3"')),

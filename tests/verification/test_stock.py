@@ -20,9 +20,9 @@ def observed(output: torch.Tensor) -> Observed:
 def test_a_graph_that_computes_something_else_is_refused() -> None:
     output = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
     wider = output + 1e-7
-    refuse_other_graph(observed(output), wider, output[:2])
+    refuse_other_graph(observed(output), observed(wider), output[:2])
     with pytest.raises(ModelError, match=r"relative difference 1\.0e-03") as caught:
-        refuse_other_graph(observed(output), wider, output[:2] * 1.001)
+        refuse_other_graph(observed(output), observed(wider), output[:2] * 1.001)
     assert caught.value.code == "S213"
 
 
