@@ -318,6 +318,22 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "blip-2": {"qformer_config.use_qformer_text_input": True},
     "wav2vec2-bert": {"vocab_size": 97, "feature_projection_input_dim": 24},
     "wav2vec2-conformer": {"vocab_size": 97},
+    # Its file counts attention and mlp apart: three layers, the middle one twice. Its gains are stored times
+    # initializer_range, and squared when read: at random, by the default they would be in the thousands.
+    "dory": {"num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2}
+    | {"initializer_range": 1.0}
+    | {"layer_types": ["sliding_attention", "mlp", "full_attention", "mlp", "sliding_attention", "mlp"]},
+    "inkling2_loop_text": {
+        "unpadded_vocab_size": 91,
+        "num_hidden_layers": 3,
+        "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
+        "n_layers_per_attn_res_block": 1,
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 2,
+        "loop_num_passes": 2,
+        "loop_gate_rank": 6,
+    },
+    "deepseek_v4": {"o_groups": 2},
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "linear_attention"],
         "ngram_vocab_size_base": 50,
