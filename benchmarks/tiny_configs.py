@@ -166,7 +166,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "dinov2": {"image_size": 32, "mlp_ratio": 2, **LAST_STAGE},
     "dinov2_with_registers": {"image_size": 32, "mlp_ratio": 2, **LAST_STAGE},
     "data2vec-vision": {"image_size": 32, "out_indices": [0, 1, 0, 1]},
-    "bit": {"image_size": 32, "embedding_size": 16, "hidden_sizes": [24, 40], "depths": [1, 2]}
+    "bit": {"image_size": 32, "embedding_size": 16, "hidden_sizes": [32, 64], "depths": [1, 2]}
     | {"num_groups": 4, **LAST_STAGE},
     "resnet": {"image_size": 32, "embedding_size": 16, "hidden_sizes": [24, 40], "depths": [1, 2]}
     | LAST_STAGE,
