@@ -204,6 +204,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "pp_doclayout_v2": DOCUMENT,
     "pp_doclayout_v3": DOCUMENT,
     "pp_doclayout_v4": DOCUMENT,
+    "pp_ocrv5_mobile_det": {"neck_out_channels": 32},
     "pp_ocrv5_server_det": {"backbone_config": {**HGNET, "out_features": STAGES}},
     "pp_ocrv6_medium_det": {"layer_list_out_channels": [12, 18, 24, 30]},
     "lw_detr": {"backbone_config.num_windows": 4, "backbone_config.num_windows_side": 2},

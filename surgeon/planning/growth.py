@@ -131,8 +131,19 @@ def config_request(
                 elif size == 1 and len(fields) > 1:
                     notes.append(f"{name} stays 1: one head is shared by all queries")
                 else:
-                    changes[name] = _times(size, ratio, name, grow)
+                    _set(changes, name, _times(size, ratio, name, grow), read)
     return Request(changes, used, tuple(notes))
+
+
+def _set(changes: dict[str, Size], name: str, size: int, read: Callable[[str], Any]) -> None:
+    """Note a field's new size; that of an entry of a list (`widths.1`) within the list."""
+    whole, _, last = name.rpartition(".")
+    if not last.isdigit():
+        changes[name] = size
+        return
+    sizes = changes.get(whole, read(whole))
+    assert isinstance(sizes, Sequence)
+    changes[whole] = [size if i == int(last) else other for i, other in enumerate(sizes)]
 
 
 def _ratio(grow: Grow, leading: Size, what: str) -> Fraction:
