@@ -55,6 +55,8 @@ class Store:
     pins: dict[int, dict[Pin, None]] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
     ties: list[tuple[int, int, str]] = field(default_factory=list)
+    apart: dict[Axis, Axis] = field(default_factory=dict)
+    """Axes that were cut at places which data decides, by their pieces laid end to end."""
     here: str = ""  # the graph node under inference: ties and pins are recorded against it
 
     # ── dims ────────────────────────────────────────────────────────────────────────────

@@ -127,7 +127,9 @@ def config_request(
                 if isinstance(size, float):
                     changes[name] = size * float(ratio)
                 elif isinstance(size, Sequence):
-                    changes[name] = [_times(each, ratio, name, grow) for each in size]
+                    changes[name] = [each if each == 1 else _times(each, ratio, name, grow) for each in size]
+                    if 1 in size:
+                        notes.append(f"{name}: what is 1 stays 1, as an axis of size one cannot grow")
                 elif size == 1 and len(fields) > 1:
                     notes.append(f"{name} stays 1: one head is shared by all queries")
                 else:
