@@ -335,6 +335,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "loop_gate_rank": 6,
     },
     "deepseek_v4": {"o_groups": 2},
+    "blt": {"decoder_config.hidden_size_global": 64, "encoder_hash_byte_group_vocab": 50},
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "linear_attention"],
         "ngram_vocab_size_base": 50,

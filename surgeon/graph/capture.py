@@ -130,7 +130,7 @@ def capture(
             warnings.simplefilter("ignore")
             silent = _silently()
             # Lazy: the code of graphs that none runs is not made.
-            with within(module, Reading()), _use_lazy_graph_module(True), silent:
+            with within(module, Reading()), _use_lazy_graph_module(True), silent, _unvalidated():
                 program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
                 _name_dtypes(program.graph)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
@@ -151,6 +151,17 @@ def capture(
                 help="make it once, as a buffer",
             )
     return captured
+
+
+@contextlib.contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Distributions look at values to see whether they are sound, and compute nothing of what they see."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
 
 
 @contextlib.contextmanager
