@@ -166,7 +166,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "dinov2": {"image_size": 32, "mlp_ratio": 2, **LAST_STAGE},
     "dinov2_with_registers": {"image_size": 32, "mlp_ratio": 2, **LAST_STAGE},
     "data2vec-vision": {"image_size": 32, "out_indices": [0, 1, 0, 1]},
-    "bit": {"image_size": 32, "embedding_size": 16, "hidden_sizes": [24, 40], "depths": [1, 2]}
+    "bit": {"image_size": 32, "embedding_size": 16, "hidden_sizes": [32, 64], "depths": [1, 2]}
     | {"num_groups": 4, **LAST_STAGE},
     "resnet": {"image_size": 32, "embedding_size": 16, "hidden_sizes": [24, 40], "depths": [1, 2]}
     | LAST_STAGE,
@@ -204,6 +204,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "pp_doclayout_v2": DOCUMENT,
     "pp_doclayout_v3": DOCUMENT,
     "pp_doclayout_v4": DOCUMENT,
+    "pp_ocrv5_mobile_det": {"neck_out_channels": 32},
     "pp_ocrv5_server_det": {"backbone_config": {**HGNET, "out_features": STAGES}},
     "pp_ocrv6_medium_det": {"layer_list_out_channels": [12, 18, 24, 30]},
     "lw_detr": {"backbone_config.num_windows": 4, "backbone_config.num_windows_side": 2},
@@ -318,6 +319,23 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "blip-2": {"qformer_config.use_qformer_text_input": True},
     "wav2vec2-bert": {"vocab_size": 97, "feature_projection_input_dim": 24},
     "wav2vec2-conformer": {"vocab_size": 97},
+    # Its file counts attention and mlp apart: three layers, the middle one twice. Its gains are stored times
+    # initializer_range, and squared when read: at random, by the default they would be in the thousands.
+    "dory": {"num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2}
+    | {"initializer_range": 1.0}
+    | {"layer_types": ["sliding_attention", "mlp", "full_attention", "mlp", "sliding_attention", "mlp"]},
+    "inkling2_loop_text": {
+        "unpadded_vocab_size": 91,
+        "num_hidden_layers": 3,
+        "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
+        "n_layers_per_attn_res_block": 1,
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 2,
+        "loop_num_passes": 2,
+        "loop_gate_rank": 6,
+    },
+    "deepseek_v4": {"o_groups": 2},
+    "blt": {"decoder_config.hidden_size_global": 64, "encoder_hash_byte_group_vocab": 50},
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "linear_attention"],
         "ngram_vocab_size_base": 50,

@@ -23,6 +23,7 @@ class Cat:
 Factor = int | Cat
 Axis = tuple[Factor, ...]
 UNIT: Axis = ()
+MAX_DEPTH = 64
 
 
 class AxisConflict(Exception):
@@ -55,6 +56,9 @@ class Store:
     pins: dict[int, dict[Pin, None]] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
     ties: list[tuple[int, int, str]] = field(default_factory=list)
+    apart: dict[Axis, Axis] = field(default_factory=dict)
+    """Axes that were cut at places which data decides, by their pieces laid end to end."""
+    _depth: int = 0  # of concatenations within concatenations that are being unified
     here: str = ""  # the graph node under inference: ties and pins are recorded against it
 
     # ── dims ────────────────────────────────────────────────────────────────────────────
@@ -203,7 +207,16 @@ class Store:
             self.pins.setdefault(keep, {}).update(self.pins.pop(drop, {}))
 
     def _unify_cats(self, x: Cat, y: Cat) -> None:
-        a, b = list(x.parts), list(y.parts)
+        """Piece by piece. An axis laid against itself, shifted, is cut again by each cut, to single positions."""
+        if self._depth >= MAX_DEPTH:
+            raise self._conflict("an axis meets itself, shifted", (x,), (y,))
+        self._depth += 1
+        try:
+            self._unify_pieces(list(x.parts), list(y.parts))
+        finally:
+            self._depth -= 1
+
+    def _unify_pieces(self, a: list[Axis], b: list[Axis]) -> None:
         while a and b:
             p, q = a.pop(0), b.pop(0)
             sp, sq = self.size(p), self.size(q)

@@ -29,11 +29,13 @@ class Origin:
 
 @dataclass(frozen=True)
 class Value:
-    """What inference knows of one tensor. `made` marks one that no parameter or buffer reaches."""
+    """What inference knows of one tensor. `made` marks one that no parameter or buffer reaches, `alike` one
+    that holds the same number everywhere."""
 
     axes: Axes
     made: bool = False
     origin: Origin | None = None
+    alike: bool = False
 
 
 @dataclass(frozen=True)

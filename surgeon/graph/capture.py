@@ -138,7 +138,7 @@ def capture(
             warnings.simplefilter("ignore")
             silent = _silently()
             # Lazy: the code of graphs that none runs is not made.
-            with within(module, Reading()), _use_lazy_graph_module(True), silent:
+            with within(module, Reading()), _use_lazy_graph_module(True), silent, _unvalidated():
                 program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
                 _name_dtypes(program.graph)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
@@ -159,6 +159,17 @@ def capture(
                 help="make it once, as a buffer",
             )
     return captured
+
+
+@contextlib.contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Distributions look at values to see whether they are sound, and compute nothing of what they see."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
 
 
 @contextlib.contextmanager
@@ -302,7 +313,7 @@ def describe(program: torch.export.ExportedProgram, module: nn.Module) -> Captur
     named = list(module.named_parameters(remove_duplicate=False))
     for name, parameter in sorted(named, key=lambda item: item[0] not in used):
         canonical.setdefault(id(parameter), name)
-    symbols: dict[Any, int] = {}
+    symbols = _piece_sizes(program.graph)
     known = {
         *signature.inputs_to_parameters,
         *signature.inputs_to_buffers,
@@ -350,6 +361,24 @@ def _shapes(value: Any, symbols: dict[Any, int]) -> tuple[tuple[int, ...] | None
     """The shapes of a node's value or values, symbolic sizes replaced by distinct primes."""
     values = value if isinstance(value, (list, tuple)) else [value]
     return tuple(tuple(_size(s, symbols) for s in v.shape) if isinstance(v, Tensor) else None for v in values)
+
+
+def _piece_sizes(graph: fx.Graph) -> dict[Any, int]:
+    """Sizes for the symbols of splits that data decides, by symbol: pieces that together are what is split,
+    as what is joined of them again must be."""
+    found: dict[Any, int] = {}
+    for node in graph.nodes:
+        if node.target is not torch.ops.aten.split_with_sizes.default:
+            continue
+        source, dim = node.args[0], node.args[2] if len(node.args) > 2 else 0
+        whole, pieces = source.meta["val"].shape[dim], [v.shape[dim] for v in node.meta["val"]]
+        if not isinstance(whole, int) or any(isinstance(piece, int) for piece in pieces):
+            continue
+        each, rest = divmod(whole, len(pieces))
+        names = [piece.node.expr for piece in pieces]
+        if each > 1 and all(name.is_symbol and name not in found for name in names):  # one could be broadcast
+            found.update({name: each + (i < rest) for i, name in enumerate(names)})
+    return found
 
 
 def _size(size: Any, symbols: dict[Any, int]) -> int:

@@ -177,8 +177,9 @@ def _call(
         refused.add(node.name)
         outputs = _give_up(call, store, rule, made, conflict)
     origins = _origins(call, store) if rule is not None else None
+    alike = rule is not None and node.name not in refused and _alike(call)
     return tuple(
-        None if shape is None else Value(axes, made, origins[i] if origins else None)
+        None if shape is None else Value(axes, made, origins[i] if origins else None, alike)
         for i, (axes, shape) in enumerate(zip(outputs, shapes, strict=True))
     )
 
@@ -189,6 +190,16 @@ MISSING = OpRule(names=(), tag=None, signature=None, kind=None)
 def _kind(rule: OpRule) -> str:
     assert rule.kind is not None
     return rule.kind.name
+
+
+def _alike(call: Call) -> bool:
+    """Whether the same number comes out everywhere: where the op says so, or lays out what is alike."""
+    kind = call.rule.kind.name if call.rule.kind else ""
+    given = call.value(call.args[0]) if call.args else None
+    return kind == "uniform" or (kind in LAYOUTS and given is not None and given.alike)
+
+
+LAYOUTS = frozenset({"identity", "reshape", "permute", "unsqueeze", "squeeze", "expand", "select"})
 
 
 def _check(outputs: list[Axes], shapes: tuple[tuple[int, ...] | None, ...], store: Store) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import fx
+
 from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Store
 from surgeon.graph.calls import Axes, Call, Outputs, broadcast, fresh_axes, pinned_axes
 from surgeon.graph.positions import along, index, pad, put, strided, unfold
@@ -165,7 +167,9 @@ def _take_apart(store: Store, axis: Axis) -> None:
 def select(call: Call, store: Store) -> Outputs:
     axes = list(call.axes(call.args[0]))
     axis = axes.pop(call.axis_arg(call.arg("dim", 0), len(axes)))
-    at = call.arg("index")
+    given, at = call.value(call.args[0]), call.arg("index")
+    if given is not None and given.alike:  # whichever position is read
+        return [tuple(axes)]
     if not isinstance(at, int):
         _take_apart(store, axis)
         return [tuple(axes)]
@@ -190,6 +194,8 @@ def split(call: Call, store: Store) -> Outputs:
         _take_apart(store, axes[dim])
         return [axes[:dim] + axes[dim + 1 :]] * len(call.shapes)
     dim, sizes = split_sizes(call, store)
+    if any(isinstance(size, fx.Node) for size in call.arg("split_sizes") or ()):
+        return _split_by_data(call, store, dim, sizes)
     if sum(sizes) != store.size(axes[dim]):
         raise AxisConflict("it is split by sizes known only when the model runs", store.leaves(axes[dim]))
     outputs, at = [], 0
@@ -197,6 +203,16 @@ def split(call: Call, store: Store) -> Outputs:
         outputs.append((*axes[:dim], store.slice(axes[dim], at, at + size), *axes[dim + 1 :]))
         at += size
     return outputs
+
+
+def _split_by_data(call: Call, store: Store, dim: int, sizes: list[int]) -> Outputs:
+    """Pieces whose lengths are known only at run time; the other axes go along."""
+    axes = call.axes(call.args[0])
+    pieces = [store.fresh(size, f"{call.node.name}[{dim}]") for size in sizes]
+    for axis in (axes[dim], *pieces):
+        store.pin(axis, "S305", "it is split by sizes known only when the model runs")
+    store.apart[(Cat(tuple(pieces)),)] = axes[dim]
+    return [(*axes[:dim], piece, *axes[dim + 1 :]) for piece in pieces]
 
 
 def _zip_others(call: Call, store: Store, several: list[Axes], skip: int) -> list[Axis]:
@@ -220,8 +236,8 @@ def concatenate(call: Call, store: Store) -> Outputs:
         raise AxisConflict("nothing is joined", ())
     dim = call.axis_arg(call.arg("dim", 0), len(several[0]))
     out = _zip_others(call, store, several, dim)
-    laid = tuple(axes[dim] for axes in several)
-    out[dim] = store.resolve((Cat(laid),))
+    laid = (Cat(tuple(axes[dim] for axes in several)),)
+    out[dim] = store.resolve(store.apart.get(laid, laid))
     return [tuple(out)]
 
 

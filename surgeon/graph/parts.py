@@ -48,6 +48,23 @@ def instance_norm(
     return torch.batch_norm(x, weight, bias, mean, variance, False, momentum, eps, cudnn_enabled)
 
 
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch norm by the statistics of what it reads: of all axes but the channels', which a weight that is
+    standardised so has no batch in (Qiao et al. 2019)."""
+    others = [i for i in range(x.ndim) if i != 1]
+    along = [-1 if i == 1 else 1 for i in range(x.ndim)]
+    mean = torch.mean(x, others, keepdim=True)
+    inverse = torch.rsqrt(torch.var(x, others, correction=0, keepdim=True) + eps)
+    made = (x - mean) * inverse
+    if weight is not None:
+        made = made * weight.reshape(along)
+    if bias is not None:
+        made = made + bias.reshape(along)
+    return made, mean.reshape(-1), inverse.reshape(-1)
+
+
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
     """Channels become pixels (Shi et al. 2016)."""
     *front, channels, height, width = x.shape
@@ -138,6 +155,7 @@ PARTS: Mapping[Any, Any] = {
     aten.glu.default: glu,
     aten.prelu.default: prelu,
     aten.instance_norm.default: instance_norm,
+    aten._native_batch_norm_legit.no_stats: batch_norm,
     aten.pixel_shuffle.default: pixel_shuffle,
     aten.pixel_unshuffle.default: pixel_unshuffle,
     aten.channel_shuffle.default: channel_shuffle,

@@ -54,7 +54,10 @@ def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, 
     inputs: dict[str, Any] = {}
     for name in (main, *others):
         if name in SHAPES:
-            inputs[name] = torch.randn((BATCH, *SHAPES[name](config)), generator=generator)
+            shape = SHAPES[name](config)
+            if name == "input_values" and "padding_mask" in accepted:  # such sounds come with their channels
+                shape = (_stated(config, "audio_channels") or 1, *shape)
+            inputs[name] = torch.randn((BATCH, *shape), generator=generator)
         else:
             inputs |= _tokens(module, generator, padded)
     if "decoder_input_ids" in accepted:

@@ -23,9 +23,13 @@ MAX_PARAMETERS = 200_000  # tensors; a config that asks for more has a wrong num
 
 
 def field_value(config: Any, field: str) -> Any:
-    """A field by name, nested names with dots; None when the config has none."""
+    """A field by name, with dots for what is within: `text_config.hidden_size`, and `widths.1` for an entry
+    of a list. None when the config has none."""
     for part in field.split("."):
-        config = getattr(config, part, None)
+        if isinstance(config, (list, tuple)) and part.isdigit():
+            config = config[int(part)] if int(part) < len(config) else None
+        else:
+            config = getattr(config, part, None)
     return config
 
 

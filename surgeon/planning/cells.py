@@ -71,10 +71,18 @@ class Cellwise:
         """Per piece of an axis, the logarithm of how many copies a sum over it runs through."""
         counts = self.maps.multiplicity(axis)
         if None in counts:
-            reason = "its channels are not all copied equally often"
             dims = tuple(self.anatomy.store.leaves(axis))
+            reason = f"a sum runs over {self.uneven(axis)}, whose channels are not all copied equally often"
             self.system.conflicts.append(Conflict(node, reason, math.nan, dims))
         return np.array([0.0 if c is None else math.log(c) for c in counts])
+
+    def uneven(self, axis: Axis) -> str:
+        """The dim of an axis that has more copies of some channels than of others, in words."""
+        store = self.anatomy.store
+        for dim in store.leaves(axis):
+            if None in self.maps.multiplicity((dim,)):
+                return f"{store.labels[dim]} ({store.sizes[dim]} → {len(self.maps.dims[dim])})"
+        return "pieces that grow apart"
 
     def log_ratio(self, axis: Axis) -> float:
         return math.log(self.maps.target_size(axis) / self.anatomy.store.size(axis))

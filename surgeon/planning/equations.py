@@ -272,6 +272,9 @@ class Equations(Positional):
             dim = call.axis_arg(call.arg("dim", 0), len(axes))
             return [self._pick(call, dim, np.array([i]), i) for i in range(len(call.shapes))]
         dim, sizes = split_sizes(call, self.anatomy.store)
+        (first, *_) = self.anatomy.values[call.node.name]
+        if first is not None and self._strange(axes[dim : dim + 1], first.axes[dim : dim + 1]):
+            return [self._one_piece(self.of(call.args[0]), dim, call.node.name)] * len(sizes)
         starts = np.cumsum([0, *sizes])
         return [
             self._pick(call, dim, np.arange(starts[i], starts[i] + size), i) for i, size in enumerate(sizes)
@@ -295,6 +298,10 @@ class Equations(Positional):
         store = self.anatomy.store
         tensors = [t for t in call.args[0] if all(store.size(a) for a in self.axes_of(t.name))]
         dim = call.axis_arg(call.arg("dim", 0), len(self.axes_of(tensors[0].name)))
+        laid = tuple(self.axes_of(t.name)[dim] for t in tensors)
+        if self._strange(laid, self.axes_of(call.node.name)[dim : dim + 1]):  # put together again
+            several = [self._one_piece(self.of(t), dim, call.node.name) for t in tensors]
+            return self.equal_all(several, call.node.name, "pieces of different scale are joined")
         return self._joined(
             call, dim, [(self.of(t), self._source_parts(self.axes_of(t.name)[dim])) for t in tensors]
         )

@@ -127,12 +127,25 @@ def config_request(
                 if isinstance(size, float):
                     changes[name] = size * float(ratio)
                 elif isinstance(size, Sequence):
-                    changes[name] = [_times(each, ratio, name, grow) for each in size]
+                    changes[name] = [each if each == 1 else _times(each, ratio, name, grow) for each in size]
+                    if 1 in size:
+                        notes.append(f"{name}: what is 1 stays 1, as an axis of size one cannot grow")
                 elif size == 1 and len(fields) > 1:
                     notes.append(f"{name} stays 1: one head is shared by all queries")
                 else:
-                    changes[name] = _times(size, ratio, name, grow)
+                    _set(changes, name, _times(size, ratio, name, grow), read)
     return Request(changes, used, tuple(notes))
+
+
+def _set(changes: dict[str, Size], name: str, size: int, read: Callable[[str], Any]) -> None:
+    """Note a field's new size; that of an entry of a list (`widths.1`) within the list."""
+    whole, _, last = name.rpartition(".")
+    if not last.isdigit():
+        changes[name] = size
+        return
+    sizes = changes.get(whole, read(whole))
+    assert isinstance(sizes, Sequence)
+    changes[whole] = [size if i == int(last) else other for i, other in enumerate(sizes)]
 
 
 def _ratio(grow: Grow, leading: Size, what: str) -> Fraction:

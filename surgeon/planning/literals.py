@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx
 
 from surgeon.axes.maps import Maps
-from surgeon.axes.store import Axis
+from surgeon.axes.store import Axis, Store
 from surgeon.errors import PlanError, fail
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy
@@ -60,17 +60,24 @@ def _changed(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
         changed.update(_slice(call, maps))
     elif kind == "select":
         changed.update(_select(call, maps))
-    elif kind == "group_norm":
-        changed["num_groups"] = maps.target_size(normalised_groups(call, anatomy.store)[0])
     elif kind == "split" and "unbind" not in str(call.node.target):
         changed.update(_split(call, anatomy, maps))
-    elif kind == "convolution" and call.arg("groups", 1) != 1:
-        changed["groups"] = maps.target_size(convolution_parts(call, anatomy.store)[0])
+    changed.update({name: maps.target_size(axis) for name, axis in group_axes(call, anatomy.store).items()})
     normalized = call.arg("normalized_shape")
     if isinstance(normalized, (list, tuple)):
         axes = call.axes(call.args[0])[-len(normalized) :]
         changed["normalized_shape"] = _sizes(normalized, axes, maps, call)
     return changed
+
+
+def group_axes(call: Call, store: Store) -> dict[str, Axis]:
+    """The axes whose sizes a call states by the name of an argument, and by no axis of a tensor."""
+    kind = call.rule.kind.name if call.rule.kind else ""
+    if kind == "group_norm":
+        return {"num_groups": normalised_groups(call, store)[0]}
+    if kind == "convolution" and call.arg("groups", 1) != 1:
+        return {"groups": convolution_parts(call, store)[0]}
+    return {}
 
 
 def _sizes(given: Any, axes: Axes, maps: Maps, call: Call) -> list[Any]:
@@ -139,7 +146,9 @@ def _worked(call: Call) -> Axis:
 
 
 def _select(call: Call, maps: Maps) -> dict[str, Any]:
-    axis, at = _worked(call), call.arg("index")
+    axis, at, given = _worked(call), call.arg("index"), call.value(call.args[0])
+    if given is not None and given.alike:
+        return {}
     return {"index": _bound(at, axis, maps)} if isinstance(at, int) and maps.grows(axis) else {}
 
 

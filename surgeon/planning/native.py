@@ -9,7 +9,7 @@ enter the scale equations, fix a channel map, or stop the plan.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from surgeon.axes.maps import Index, Maps, clone_map
+from surgeon.axes.store import Axis
 from surgeon.errors import PlanError, fail
 from surgeon.graph.capture import Captured
 from surgeon.graph.closed import closed_nodes, computes, frontier
@@ -27,7 +28,7 @@ from surgeon.graph.spatial import reach
 from surgeon.planning.cells import Drift
 from surgeon.planning.growth import Size
 from surgeon.planning.known import known_maps, known_scales, known_values, settled_maps
-from surgeon.planning.literals import grown_args
+from surgeon.planning.literals import group_axes, grown_args
 from surgeon.planning.partial import measured_dims
 
 Found = tuple[int, int, str]
@@ -124,6 +125,11 @@ def _targets(anatomy: Anatomy, grown: Captured, twins: Mapping[str, str]) -> dic
                 _settle(anatomy, targets, told, (axis[0], size, name))
             elif axis:
                 products.append((axis, size, name))
+    for axis, size, name in _stated(anatomy, grown, twins):
+        if len(axis) == 1 and isinstance(axis[0], int):
+            _settle(anatomy, targets, told, (axis[0], size, name))
+        elif axis:
+            products.append((axis, size, name))
     for _ in range(3):
         for axis, size, name in products:
             leaves = list(anatomy.store.leaves(axis))
@@ -135,6 +141,19 @@ def _targets(anatomy: Anatomy, grown: Captured, twins: Mapping[str, str]) -> dic
                 if size % known == 0:
                     _settle(anatomy, targets, told, (unknown[0], size // known, name))
     return targets
+
+
+def _stated(anatomy: Anatomy, grown: Captured, twins: Mapping[str, str]) -> Iterator[tuple[Axis, int, str]]:
+    """The sizes that numbers of the grown graph state: axis, size and the node that tells."""
+    grown_nodes = {node.name: node for node in grown.nodes}
+    for name, call in anatomy.calls.items():
+        if name in anatomy.refused or name in anatomy.closed:
+            continue
+        for argument, axis in group_axes(call, anatomy.store).items():
+            twin, position = grown_nodes[twins[name]], call.names.index(argument)
+            size = twin.args[position] if position < len(twin.args) else twin.kwargs.get(argument)
+            if isinstance(size, int):
+                yield anatomy.store.resolve(axis), size, name
 
 
 def _settle(anatomy: Anatomy, targets: dict[int, int], told: dict[int, str], found: Found) -> None:
