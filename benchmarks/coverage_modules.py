@@ -1,0 +1,236 @@
+"""Coverage of plain modules: architectures of `timm` and `torchvision`, every dim grown alone and all together.
+
+The judge stands outside of surgeon's proof: the grown module that is returned runs in float64 on inputs that nobody
+has seen, and must give what the source gives.
+
+Usage:
+    python benchmarks/coverage_modules.py run --collection timm --out modules.jsonl [--only NAME …] [--jobs N]
+    python benchmarks/coverage_modules.py table modules.jsonl > docs/coverage-modules.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from isolation import Row, sweep
+from plain_models import build, names, pictures, ready
+from torch import Tensor, nn
+
+import surgeon
+from surgeon.errors import SurgeonError
+from surgeon.graph.inference import Anatomy
+
+COLLECTIONS = ("timm", "torchvision")
+Dim = tuple[str, int]
+"""A parameter and an axis of it."""
+RECIPE = """recipe coverage() {{
+    grow {} by 2
+    spread linear with uneven(1, 2)
+    noise linear at 10 dB
+    preserve logits
+}}
+"""
+SECONDS = 900
+GAPS = {
+    "S302": "axes that meet in a way that is not typed",
+    "S305": "a length known only when the model runs",
+    "S308": "an op without a rule",
+    "S325": "a size reckoned as the graph runs",
+}
+"""Codes of refusals for want of a rule or kind; what else pins a dim is a fact of the model."""
+
+
+def growable(anatomy: Anatomy) -> tuple[dict[str, list[Dim]], Counter[str], int]:
+    """The growable dims that a recipe can name, in groups that look alike; how many others are pinned, by
+    reason; and how many no axis of a parameter names by itself."""
+    store, captured = anatomy.store, anatomy.captured
+    named: dict[int, Dim] = {}
+    seen: dict[int, None] = {}
+    for parameter in captured.parameters.values():
+        if captured.aliases.get(parameter, parameter) != parameter:
+            continue
+        for i, axis in enumerate(anatomy.parameter_axes(parameter)):
+            seen.update(dict.fromkeys(store.leaves(axis)))
+            free = [f for f in axis if isinstance(f, int) and not store.pins_of(f)]
+            if free:
+                named.setdefault(free[0], (parameter, i))
+    groups: dict[str, list[Dim]] = {}
+    for parameter, i in named.values():
+        *path, layer, kind = ["", *parameter.split(".")][-99:]
+        label = ".".join([*(re.sub(r"\d+", "*", p) for p in path if p), layer, kind]).lstrip(".")
+        groups.setdefault(f"{label}[{i}]", []).append((parameter, i))
+    pins = Counter(_reason(anatomy, dim) for dim in seen if store.pins_of(dim))
+    nameless = sum(1 for dim in seen if not store.pins_of(dim) and dim not in named)
+    return groups, pins, nameless
+
+
+def _reason(anatomy: Anatomy, dim: int) -> str:
+    pins = anatomy.store.pins_of(dim)
+    first = next((p for p in pins if p.code in GAPS), pins[0])
+    where = anatomy.describe_pin(first).removeprefix(first.reason) if first.code in GAPS else ""
+    return f"{first.code} {re.sub(r' in module.*| ?[(].*', '', first.reason + where)}"
+
+
+def grow(module: nn.Module, inputs: tuple[Tensor, ...], dims: Iterable[Dim]) -> Row:
+    """Grow dims by 2 through the public interface; the error of the grown module on fresh inputs, or why it
+    was refused."""
+    with tempfile.TemporaryDirectory() as place:
+        recipe = Path(place) / "coverage.surgery"
+        recipe.write_text(RECIPE.format(", ".join(f'axis("{p}", {i})' for p, i in dims)))
+        try:
+            result = surgeon.apply(recipe, module, example_inputs=inputs, device="cpu")
+        except SurgeonError as error:
+            return refusal(error)
+    assert result.model is not None
+    state = dict(module.named_parameters())
+    grown = dict(result.model.named_parameters())
+    assert all(grown[p].shape[i] > state[p].shape[i] for p, i in dims)
+    before, after = result.plan.parameter_counts()
+    return {
+        "error": difference(module, result.model, inputs[0].shape[-1]),
+        "tolerance": 2**-52 * 8 * len(result.plan.anatomy.calls),
+        "exact": result.report.exact.outputs,
+        "parameters": [before, after],
+    }
+
+
+def refusal(error: SurgeonError) -> Row:
+    text = str(error)
+    return {"code": error.code, "refusal": text.splitlines()[0], "text": text[:1500]}
+
+
+def difference(module: nn.Module, grown: nn.Module, side: int) -> float:
+    """The largest difference of the outputs on fresh pictures, relative to the largest output. An output
+    axis that grew must be the source's, over and over."""
+    worst = 0.0
+    with torch.no_grad():
+        for seed, batch in ((101, 2), (102, 3)):
+            inputs = pictures(side, seed, batch)
+            for old, new in zip(_tensors(module(*inputs)), _tensors(grown(*inputs)), strict=True):
+                for axis, size in enumerate(new.shape):
+                    old = old.index_select(axis, torch.arange(size) % old.shape[axis])
+                assert bool((old[0] - old[1]).abs().max() > 1e-3 * old.abs().max()), "it forgets its input"
+                worst = max(worst, float((new - old).abs().max() / old.abs().max()))
+    return worst
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    several = [out] if isinstance(out, Tensor) else list(out.values() if isinstance(out, dict) else out)
+    return [t for item in several for t in (_tensors(item) if not isinstance(item, Tensor) else [item])]
+
+
+def plannable(module: nn.Module, inputs: tuple[Tensor, ...], groups: list[list[Dim]]) -> list[int]:
+    """The groups that can grow together: each is added to those before it where a plan has no objection."""
+    from surgeon.language import loads
+    from surgeon.models.source import from_factory_value
+    from surgeon.surgery.subject import examine, plan_surgery
+
+    subject = examine(from_factory_value((module, inputs), "model"))
+    taken: list[int] = []
+    for i in range(len(groups)):
+        dims = [dim for n in (*taken, i) for dim in groups[n]]
+        program = loads(RECIPE.format(", ".join(f'axis("{p}", {a})' for p, a in dims)))
+        try:
+            plan_surgery(subject, program.recipes[-1], program)
+        except SurgeonError:
+            continue
+        taken.append(i)
+    return taken
+
+
+def examine(collection: str, name: str, alone: bool) -> Row:
+    """One model: its row."""
+    torch.set_num_threads(1)
+    try:
+        made = build(collection, name)
+    except Exception as error:
+        return {"unbuilt": f"{type(error).__name__}: {error}"[:300]}
+    if made is None:
+        return {"unbuilt": "too large for this sweep: its smaller relations are of the same class"}
+    module, inputs = made
+    row: Row = {"size": sum(p.numel() for p in module.parameters())}
+    start = time.perf_counter()
+    try:
+        anatomy = surgeon.dims(module, inputs)
+    except SurgeonError as error:
+        return row | refusal(error)
+    row["seconds"] = round(time.perf_counter() - start, 2)
+    groups, pins, nameless = growable(anatomy)
+    row |= {
+        "ops": len(anatomy.calls),
+        "groups": {label: len(dims) for label, dims in groups.items()},
+        "pinned": dict(pins.most_common()),
+        "nameless": nameless,
+    }
+    if not groups:
+        return row | {"refusal": "no dim is growable"}
+    everything = [dim for dims in groups.values() for dim in dims]
+    row["together"] = grow(module, inputs, everything)
+    if "error" not in row["together"]:
+        taken = plannable(module, inputs, list(groups.values()))
+        row["without"] = [label for i, label in enumerate(groups) if i not in taken]
+        if taken:
+            row["most"] = grow(module, inputs, [d for i in taken for d in list(groups.values())[i]])
+    if alone:
+        row["alone"] = {label: grow(module, inputs, dims) for label, dims in groups.items()}
+    return row
+
+
+def verdict(row: Row) -> str:
+    for key in ("crash", "unbuilt"):
+        if key in row:
+            return f"{key}: {row[key]}".splitlines()[0][:160]
+    if "together" not in row:
+        return row["refusal"][:160]
+    if "error" in row["together"]:
+        return f"same function: {row['together']['error']:.1e}"
+    most = row.get("most", {})
+    return f"together: {row['together']['refusal'][:140]}; most: {most.get('error', most.get('refusal'))}"
+
+
+def table(rows: list[Row]) -> str:
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("--collection", choices=COLLECTIONS, default="timm")
+    runs.add_argument("--out", type=Path, default=Path("modules.jsonl"))
+    runs.add_argument("--only", nargs="*", default=[])
+    runs.add_argument("--alone", action="store_true", help="each group of dims by itself, too")
+    runs.add_argument("--jobs", type=int, default=1)
+    commands.add_parser("table").add_argument("file", type=Path)
+    given = parser.parse_args()
+    if given.command == "table":
+        rows = [json.loads(line) for line in given.file.read_text().splitlines()]
+        sys.stdout.write(table(rows) + "\n")
+        return
+    ready()
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+    several = [
+        ({"collection": given.collection, "model": n}, partial(examine, given.collection, n, given.alone))
+        for n in names(given.collection)
+        if not given.only or n in given.only
+    ]
+    for row in sweep(given.out, several, "model", given.jobs, SECONDS):
+        print(f"{row['model']:36s} {verdict(row)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
