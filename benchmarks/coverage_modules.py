@@ -95,8 +95,8 @@ def grow(module: nn.Module, inputs: tuple[Tensor, ...], dims: Iterable[Dim]) -> 
         except SurgeonError as error:
             return refusal(error)
     assert result.model is not None
-    state = dict(module.named_parameters())
-    grown = dict(result.model.named_parameters())
+    state = dict(module.named_parameters(remove_duplicate=False))
+    grown = dict(result.model.named_parameters(remove_duplicate=False))
     assert all(grown[p].shape[i] > state[p].shape[i] for p, i in dims)
     before, after = result.plan.parameter_counts()
     return {
@@ -136,6 +136,7 @@ def plannable(module: nn.Module, inputs: tuple[Tensor, ...], groups: list[list[D
     """The groups that can grow together: each is added to those before it where a plan has no objection."""
     from surgeon.language import loads
     from surgeon.models.source import from_factory_value
+    from surgeon.planning.literals import grown_args
     from surgeon.surgery.subject import examine, plan_surgery
 
     subject = examine(from_factory_value((module, inputs), "model"))
@@ -144,7 +145,9 @@ def plannable(module: nn.Module, inputs: tuple[Tensor, ...], groups: list[list[D
         dims = [dim for n in (*taken, i) for dim in groups[n]]
         program = loads(RECIPE.format(", ".join(f'axis("{p}", {a})' for p, a in dims)))
         try:
-            plan_surgery(subject, program.recipes[-1], program)
+            plan = plan_surgery(subject, program.recipes[-1], program).plan
+            for node in plan.anatomy.captured.graph.nodes:
+                grown_args(node, plan.anatomy, plan.maps)  # its sizes can be written
         except SurgeonError:
             continue
         taken.append(i)
