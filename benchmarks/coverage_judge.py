@@ -1,5 +1,5 @@
-"""A grown folder judged by stock transformers alone: what surgeon's own proof does not look at, or what it might
-get wrong together with the plan.
+"""A grown folder judged by stock transformers alone: what surgeon's own proof does not look at, or what it
+might get wrong together with the plan.
 
 Each check gives what it found wrong, in words; nothing found is an empty list.
 """
@@ -85,15 +85,15 @@ def _config(source: Path, grown: Path, fields: Mapping[str, Any]) -> list[str]:
     changed = sorted(repr([old.get(n), new.get(n)]) for n in {*old, *new} if old.get(n) != new.get(n))
     stated = [list(change) for change in fields.values()]
     said = sorted(repr(change) for change in stated)
-    absent = {repr([None, after]) for _, after in stated}  # a field that the source's file left at its default
+    absent = {repr([None, after]) for _, after in stated}  # a default that the source's file leaves out
     if len(changed) == len(said) and all(c in said or c in absent for c in changed):
         return []
     return [f"changes {changed} where {said} are said"]
 
 
 def _saved_again(model: Any, folder: Path, expected: list[str]) -> list[str]:
-    """How what stock ``save_pretrained`` writes of the loaded model differs from the folder; `expected` is how
-    it differs for the source."""
+    """How what stock ``save_pretrained`` writes of the loaded model differs from the folder; `expected` is
+    how it differs for the source."""
     with tempfile.TemporaryDirectory() as place:
         model.save_pretrained(place)
         ours, theirs = dict(_tensors(folder)), dict(_tensors(Path(place)))
@@ -102,7 +102,8 @@ def _saved_again(model: Any, folder: Path, expected: list[str]) -> list[str]:
     for name in ours.keys() & theirs.keys():
         one, other = ours[name], theirs[name]
         if one.shape != other.shape or one.dtype != other.dtype:
-            found.append(f"{name}: {one.dtype} {tuple(one.shape)}, by stock {other.dtype} {tuple(other.shape)}")
+            kinds = [f"{t.dtype} {tuple(t.shape)}" for t in (one, other)]
+            found.append(f"{name}: {kinds[0]}, by stock {kinds[1]}")
         elif not torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)):
             found.append(f"{name} has other bytes")
     return sorted(set(found) - set(expected))

@@ -1,7 +1,7 @@
-"""Coverage of plain modules: architectures of `timm` and `torchvision`, every dim grown alone and all together.
+"""Coverage of plain modules: architectures of `timm` and `torchvision`, every dim alone and all together.
 
-The judge stands outside of surgeon's proof: the grown module that is returned runs in float64 on inputs that nobody
-has seen, and must give what the source gives.
+The judge stands outside of surgeon's proof: the grown module that is returned runs in float64 on inputs that
+nobody has seen, and must give what the source gives.
 
 Usage:
     python benchmarks/coverage_modules.py run --collection timm --out modules.jsonl [--only NAME …] [--jobs N]
@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from plain_models import build, names, pictures, ready
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.axes.store import Axis
 from surgeon.errors import SurgeonError
 from surgeon.graph.inference import Anatomy
 
@@ -57,24 +57,34 @@ def growable(anatomy: Anatomy) -> tuple[dict[str, list[Dim]], Counter[str], int]
     """The growable dims that a recipe can name, in groups that look alike; how many others are pinned, by
     reason; and how many no axis of a parameter names by itself."""
     store, captured = anatomy.store, anatomy.captured
+    every = {
+        (parameter, i): axis
+        for parameter in captured.parameters.values()
+        if captured.aliases.get(parameter, parameter) == parameter
+        for i, axis in enumerate(anatomy.parameter_axes(parameter))
+    }
+    seen = dict.fromkeys(dim for axis in every.values() for dim in store.leaves(axis))
     named: dict[int, Dim] = {}
-    seen: dict[int, None] = {}
-    for parameter in captured.parameters.values():
-        if captured.aliases.get(parameter, parameter) != parameter:
-            continue
-        for i, axis in enumerate(anatomy.parameter_axes(parameter)):
-            seen.update(dict.fromkeys(store.leaves(axis)))
-            free = [f for f in axis if isinstance(f, int) and not store.pins_of(f)]
-            if free:
-                named.setdefault(free[0], (parameter, i))
+    for single in (True, False):  # a name of one dim before one of several
+        for place, axis in every.items():
+            pieces = [axis] if any(isinstance(f, int) for f in axis) else store.words(axis)
+            dims = [_first(anatomy, piece) for piece in pieces if piece]
+            if single == (len(pieces) == 1) and dims and not any(store.pins_of(d) for d in dims):
+                named.update((d, place) for d in dims if d not in named)
     groups: dict[str, list[Dim]] = {}
-    for parameter, i in named.values():
+    for parameter, i in dict.fromkeys(named.values()):
         *path, layer, kind = ["", *parameter.split(".")][-99:]
         label = ".".join([*(re.sub(r"\d+", "*", p) for p in path if p), layer, kind]).lstrip(".")
         groups.setdefault(f"{label}[{i}]", []).append((parameter, i))
     pins = Counter(_reason(anatomy, dim) for dim in seen if store.pins_of(dim))
     nameless = sum(1 for dim in seen if not store.pins_of(dim) and dim not in named)
     return groups, pins, nameless
+
+
+def _first(anatomy: Anatomy, piece: Axis) -> int:
+    """The dim of a product that its name stands for."""
+    factors = [f for f in piece if isinstance(f, int)]
+    return next((f for f in factors if not anatomy.store.pins_of(f)), factors[0])
 
 
 def _reason(anatomy: Anatomy, dim: int) -> str:

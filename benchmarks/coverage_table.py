@@ -85,27 +85,30 @@ def _summary(rows: list[Row]) -> list[str]:
         good = sum(not a["wrong"] for a in judged)
         lines += [
             "",
-            f"Of {len(judged)} folders written, stock transformers finds {good} in order: no key missing, unexpected "
-            "or of another shape; shapes and shared tensors those of the class built of the grown config, and "
-            "shared as in the source; no number of config.json changed but those reported; `save_pretrained` of "
-            "the loaded model writes the same names, shapes, dtypes and bytes; the same outputs on inputs without "
-            "padding.",
+            f"Of {len(judged)} folders written, stock transformers finds {good} in order: no key missing, "
+            "unexpected or of another shape; shapes and shared tensors those of the class built of the grown "
+            "config, and shared as in the source; no number of config.json changed but those reported; "
+            "`save_pretrained` of the loaded model writes the same names, shapes, dtypes and bytes; the same "
+            "outputs on inputs without padding.",
         ]
-    for way, what in (("otherwise", "with embeddings tied instead of untied, or the other way round"),):
-        tried = [row[way] for row in rows if row.get(way)]
-        if tried:
-            lines += ["", f"{sum('exact' in a for a in tried)} of {len(tried)} grow {what}."]
+    choices = [row["otherwise"] for row in rows if row.get("otherwise")]
+    if choices:
+        good = sum("exact" in a for a in choices)
+        what = "with embeddings tied instead of untied, or the other way round"
+        lines += ["", f"{good} of {len(choices)} grow {what}."]
     several = [a for r in rows if "exact" in r.get("together", {}) for a in r.get("alone", {}).values()]
     sized = [a for a in several if a.get("code") != ""]
     if sized:
-        lines += ["", f"One dim at a time: {sum('exact' in a for a in sized)} of {len(sized)} grow by themselves."]
-    seconds = {r["class"]: r["together"]["plan_seconds"] for r in rows if "plan_seconds" in r.get("together", {})}
+        alone = sum("exact" in a for a in sized)
+        lines += ["", f"One dim at a time: {alone} of {len(sized)} grow by themselves."]
+    tried = {row["class"]: row.get("together", {}) for row in rows}
+    seconds = {name: a["plan_seconds"] for name, a in tried.items() if "plan_seconds" in a}
     if seconds:
         worst = max(seconds, key=lambda name: seconds[name])
         lines += [
             "",
-            f"To plan a tiny model takes {median(seconds.values()):.1f} s (median), {seconds[worst]:.0f} s at worst "
-            f"({worst}), with both classes traced.",
+            f"Planning a tiny model takes {median(seconds.values()):.1f} s (median), {seconds[worst]:.0f} s at "
+            f"worst ({worst}), with both classes traced.",
         ]
     return lines
 
@@ -122,11 +125,11 @@ def _row(row: Row) -> str:
     grown = ", ".join(dict.fromkeys(fields))
     best = together if "exact" in together else next(iter(alone.values()), {})
     why = row.get("crash") or row.get("unbuilt") or row.get("refusal") or together.get("refusal", "")
-    errors = [f"{best[k]:.1e}" if k in best else "" for k in ("exact", "native")]
+    errors = " | ".join(f"{best[k]:.1e}" if k in best else "" for k in ("exact", "native"))
     text = why.splitlines()[0].replace("|", "\\|")[:150] if why else ""
     if "code" in together and together["code"] and rightly(together):
         text = f"rightly, {rightly(together)}: {text}"
-    return f"| {row['class']} | {row.get('dims', '')} | {grown} | {' | '.join(errors)} | {_ways(row)} | {text} |"
+    return f"| {row['class']} | {row.get('dims', '')} | {grown} | {errors} | {_ways(row)} | {text} |"
 
 
 def _ways(row: Row) -> str:

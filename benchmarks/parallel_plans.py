@@ -1,8 +1,8 @@
-"""The inferred anatomy held against transformers' own plans for tensor parallelism, for every config that has one.
+"""The inferred anatomy held against transformers' own plans for tensor parallelism, of every config with one.
 
-A plan names the modules whose outputs are cut (colwise) and those whose inputs are (rowwise); a person wrote it
-down by hand. What is cut between two modules of a block is a dim: the outermost of what the one puts out must be that
-of what the other reads, and nothing else may fix it.
+A plan names the modules whose outputs are cut (colwise) and those whose inputs are (rowwise); a person wrote
+it down by hand. What is cut between two modules of a block is a dim: the outermost of what the one puts out
+must be that of what the other reads, and nothing else may fix it.
 
 Usage:
     python benchmarks/parallel_plans.py run --out plans.jsonl [--only NAME …]

@@ -1,8 +1,8 @@
-"""Architectures that are no transformers classes, as `timm` and `torchvision` publish them: built small, with every
-parameter and statistic at random.
+"""Architectures that are no transformers classes, as `timm` and `torchvision` publish them: built small, with
+every parameter and statistic at random.
 
-One of each family. Depths, widths and pictures are as small as the family's own code takes them: what the ops mean
-does not depend on them.
+One of each family. Depths, widths and pictures are as small as the family's own code takes them: what the ops
+mean does not depend on them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TINY = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
+TINY: dict[str, Any] = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
 TIMM: dict[str, dict[str, Any]] = {
     "beit_base_patch16_224": TINY,
     "botnet26t_256": {"img_size": 64},
@@ -107,7 +107,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "visformer_tiny": {"img_size": 64, "depth": (2, 1, 1)},
     "vit_tiny_patch16_224": TINY,
     "vit_relpos_small_patch16_224": TINY,
-    "samvit_base_patch16": {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3, "global_attn_indexes": (1,)},
+    "samvit_base_patch16": {**TINY, "img_size": 64, "global_attn_indexes": (1,)},
     "volo_d1_224": {"img_size": 64},
     "ese_vovnet19b_slim": {},
     "xception41": {},
@@ -124,7 +124,7 @@ def ready() -> None:
     """Import torchvision. A build of it for another torch than the one here has no compiled ops, and would
     not even be imported; no classifier uses them, so their names are enough."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError:
         library = torch.library.Library("torchvision", "FRAGMENT")
         KEPT.append(library)
@@ -175,15 +175,17 @@ def pictures(side: int, seed: int, batch: int = 2) -> tuple[Tensor, ...]:
 
 def randomised(module: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     """`module` with every parameter drawn anew, and running statistics near those of random inputs: far
-    from them a deep network forgets its input."""
+    from them a deep network forgets its input. Without such statistics weights keep a signal's size through
+    rectifiers; with them they must not, or what stands between two of them grows and is ill-conditioned."""
     generator = torch.Generator().manual_seed(1)
+    norms = [m for m in module.modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
+    kept = 1 if norms else 2
     with torch.no_grad():
         for at, parameter in module.named_parameters():
             values = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             gain = parameter.ndim == 1 and not at.endswith("bias")
-            scale = 0.2 if parameter.ndim < 2 else (2 / parameter[0].numel()) ** 0.5
+            scale = 0.2 if parameter.ndim < 2 else (kept / parameter[0].numel()) ** 0.5
             parameter.copy_(scale * values + (1.0 if gain else 0.0))
-        norms = [m for m in module.modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
         for norm in norms:
             norm.momentum = 1.0
         module.train()

@@ -47,6 +47,21 @@ def instance_norm(
     return torch.batch_norm(x, weight, bias, mean, variance, False, momentum, eps, cudnn_enabled)
 
 
+def batch_norm_of_itself(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch norm by the statistics of what it is given: of a weight, to standardise it (Qiao et al. 2019)."""
+    others, shape = [i for i in range(x.ndim) if i != 1], [-1 if i == 1 else 1 for i in range(x.ndim)]
+    mean = torch.mean(x, others, keepdim=True)
+    inverse = torch.rsqrt(torch.var(x, others, correction=0, keepdim=True) + eps)
+    out = (x - mean) * inverse
+    if weight is not None:
+        out = out * weight.reshape(shape)
+    if bias is not None:
+        out = out + bias.reshape(shape)
+    return out, mean.reshape(-1), inverse.reshape(-1)
+
+
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
     """Channels become pixels (Shi et al. 2016)."""
     *front, channels, height, width = x.shape
@@ -115,6 +130,7 @@ PARTS: Mapping[Any, Any] = {
     aten.glu.default: glu,
     aten.prelu.default: prelu,
     aten.instance_norm.default: instance_norm,
+    aten._native_batch_norm_legit.no_stats: batch_norm_of_itself,
     aten.pixel_shuffle.default: pixel_shuffle,
     aten.pixel_unshuffle.default: pixel_unshuffle,
     aten.channel_shuffle.default: channel_shuffle,
