@@ -107,8 +107,8 @@ def _summary(rows: list[Row]) -> list[str]:
         worst = max(seconds, key=lambda name: seconds[name])
         lines += [
             "",
-            f"Planning a tiny model takes {median(seconds.values()):.1f} s (median), {seconds[worst]:.0f} s at "
-            f"worst ({worst}), with both classes traced.",
+            f"Planning a tiny model takes {median(seconds.values()):.1f} s (median), "
+            f"{seconds[worst]:.0f} s at worst ({worst}), with both classes traced.",
         ]
     return lines
 

@@ -50,7 +50,7 @@ def instance_norm(
 def batch_norm_of_itself(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch norm by the statistics of what it is given: of a weight, to standardise it (Qiao et al. 2019)."""
+    """A batch norm by the statistics of its own input: of a weight, to standardise it (Qiao et al. 2019)."""
     others, shape = [i for i in range(x.ndim) if i != 1], [-1 if i == 1 else 1 for i in range(x.ndim)]
     mean = torch.mean(x, others, keepdim=True)
     inverse = torch.rsqrt(torch.var(x, others, correction=0, keepdim=True) + eps)

@@ -85,21 +85,29 @@ def _sizes(given: Any, axes: Axes, maps: Maps, call: Call) -> list[Any]:
         reckoned |= maps.grows(axis) and isinstance(size, fx.Node)
         new = maps.target_size(axis) if isinstance(size, int) else -1
         grown.append(new if size != -1 and maps.grows(axis) else size)
+    if not reckoned:
+        return grown
+    if call.rule.kind is None or call.rule.kind.name != "reshape":
+        raise _reckoned(call)
     made = call.node.meta["val"].shape
-    if reckoned and grown.count(-1) > 1 and len(made) == len(grown):
+    if grown.count(-1) > 1 and len(made) == len(grown):
         grown = [
             maps.target_size(axis) if size == -1 and isinstance(known, int) else new
             for size, axis, known, new in zip(given, axes, made, grown, strict=True)
         ]
-    if reckoned and (call.rule.kind is None or call.rule.kind.name != "reshape" or grown.count(-1) > 1):
-        raise fail(
-            PlanError,
-            "S325",
-            "a size that is reckoned from the inputs' sizes would have to grow",
-            notes=(str(place_of(call.node)),),
-            help="write the size of the dim that grows as an axis of its own, or as -1",
-        )
+    if grown.count(-1) > 1:
+        raise _reckoned(call)
     return grown
+
+
+def _reckoned(call: Call) -> PlanError:
+    return fail(
+        PlanError,
+        "S325",
+        "a size that is reckoned from the inputs' sizes would have to grow",
+        notes=(str(place_of(call.node)),),
+        help="write the size of the dim that grows as an axis of its own, or as -1",
+    )
 
 
 def _repeat(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
@@ -183,4 +191,7 @@ def _split(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
         return {}
     outputs = anatomy.values[call.node.name]
     grown = [maps.target_size(v.axes[dim]) for v in outputs if v is not None]
-    return {"split_sizes": grown}
+    name = next(name for name in ("split_sizes", "split_size", "chunks") if name in call.names)
+    if not isinstance(call.arg(name), (list, tuple)):  # of an axis that holds one of the inputs' sizes
+        raise _reckoned(call)
+    return {name: grown}

@@ -417,8 +417,8 @@ class Warp(nn.Module):
 
 
 class HeadsInBatch(nn.Module):
-    """Heads and examples on one axis, whose size is reckoned as the model runs (Li et al. 2022); a bias that is
-    made once and repeated for every example (El-Nouby et al. 2021)."""
+    """Heads and examples on one axis, whose size is reckoned as the model runs (Li et al. 2022); a bias
+    that is made once and repeated for every example (El-Nouby et al. 2021)."""
 
     def __init__(self) -> None:
         super().__init__()
