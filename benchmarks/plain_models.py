@@ -56,7 +56,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "hrnet_w18_small": {},
     "inception_next_atto": {"depths": (1, 1, 2, 1)},
     "lcnet_050": {},
-    "levit_128s": {"img_size": 64},
+    "levit_128s": {"img_size": 128},
     "mambaout_femto": {"depths": (1, 1, 1, 1)},
     "maxvit_rmlp_pico_rw_256": {"img_size": 64},
     "coatnet_pico_rw_224": {"img_size": 64},
@@ -113,7 +113,9 @@ TIMM: dict[str, dict[str, Any]] = {
     "xception41": {},
     "xcit_nano_12_p16_224": {"img_size": 64, "depth": 2},
 }
-PICTURES = {"crossvit_tiny_240": 240, "inception_v3": 128}
+PICTURES = {"crossvit_tiny_240": 240, "maxvit_t": 224, "vit_h_14": 56} | dict.fromkeys(
+    ("inception_v3", "efficientnet_cc_b0_4e"), 128
+)
 """The side of the pictures, where it is not 64 or what `img_size` says."""
 
 LARGEST = 31e6
@@ -162,6 +164,7 @@ def build(collection: str, name: str) -> tuple[nn.Module, tuple[Tensor, ...]] | 
 
             sized = {"image_size": side} if name.startswith("vit_") else {}
             sized |= {"input_size": (side, side)} if name.startswith("maxvit") else {}
+            sized |= {"aux_logits": False, "init_weights": False} if name.startswith("inception") else {}
             module = torchvision.models.get_model(name, num_classes=10, **sized)
     if sum(p.numel() for p in module.parameters()) > LARGEST:
         return None

@@ -69,7 +69,7 @@ class Pair:
         source_buffers: the source's buffers that `source` does not read.
         held_buffers: those that the checkpoint of `grown` holds.
         rounded_to: the dtype that `grown` was rounded to when it was written. The tolerance at a node is
-            then ROUNDING_FACTOR times what rounding the source's own weights so does up to there.
+            then at least ROUNDING_FACTOR times what rounding the source's own weights so does up to there.
         sample: of the graph; None for all of it.
     """
 
@@ -110,7 +110,18 @@ def _measured(plan: Plan, inputs: Mapping[str, Any]) -> Plan:
 
 
 def coexecute(pair: Pair, device: torch.device, watched: frozenset[str] = frozenset()) -> Coexecution:
-    """Run source and grown graph in lockstep; `watched` nodes of the grown one keep their gradients."""
+    """Run source and grown graph in lockstep; `watched` nodes of the grown one keep their gradients.
+
+    Where they part, it may be that the source magnifies its own rounding (a gate of large values does): they
+    run once more, and what rounding its weights in float64 does to it up to a node is allowed there.
+    """
+    run = _coexecuted(pair, device, watched)
+    if run.report.passed or pair.rounded_to is not None:
+        return run
+    return _coexecuted(replace(pair, rounded_to=torch.float64), device, watched)
+
+
+def _coexecuted(pair: Pair, device: torch.device, watched: frozenset[str]) -> Coexecution:
     plan = _measured(pair.plan, pair.inputs)
     pair = replace(pair, plan=plan)
     left, right = Executor(device), Executor(device)
