@@ -129,6 +129,8 @@ def verdict(row: Row) -> str:
     if not row["plan"]:
         return "its config has no plan"
     unlike = [f"{re.sub(r'[0-9]+', '*', block)}: {said}" for block, said in row["unlike"].items()]
+    if not row["blocks"] and not unlike:
+        return "its plan cuts no block on both sides"
     return f"{row['blocks']} blocks agree" + (f", {len(unlike)} do not: {unlike[0]}" if unlike else "")
 
 
