@@ -30,7 +30,7 @@ def judge(
     large, account = _loaded(model_class, grown)
     built = model_class(large.config)
     return {
-        "config": _config(source, grown, fields),
+        "config": _config(source, grown, _by_own_name(large.config, fields)),
         "keys": [f"{what}: {', '.join(sorted(map(str, names)))}" for what, names in account.items() if names],
         "shapes": _unlike(_shapes(built), _shapes(large)),
         "ties": _unlike(_ties(small), _ties(large)) + _unlike(_ties(built), _ties(large)),
@@ -77,6 +77,18 @@ def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(inner, f"{at}.{name}".lstrip("."))
     else:
         yield at, value
+
+
+def _by_own_name(config: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by the names that a config file has them under: some have two."""
+    found = {}
+    for field, change in fields.items():
+        part, (*parents, last) = config, field.split(".")
+        for parent in parents:
+            part = getattr(part, parent, None)
+        own = getattr(type(part), "attribute_map", {}).get(last, last)
+        found[".".join([*parents, own])] = change
+    return found
 
 
 def _config(source: Path, grown: Path, fields: Mapping[str, Any]) -> list[str]:

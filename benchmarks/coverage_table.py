@@ -99,8 +99,12 @@ def _summary(rows: list[Row]) -> list[str]:
     several = [a for r in rows if "exact" in r.get("together", {}) for a in r.get("alone", {}).values()]
     sized = [a for a in several if a.get("code") != ""]
     if sized:
-        alone = sum("exact" in a for a in sized)
-        lines += ["", f"One dim at a time: {alone} of {len(sized)} grow by themselves."]
+        alone, divided = sum("exact" in a for a in sized), sum(a.get("code") == "S316" for a in sized)
+        lines += [
+            "",
+            f"One dim at a time: {alone} of {len(sized)} grow by themselves; {divided} are divided out of "
+            "another, such as heads out of the hidden size, and would shrink what each of them has.",
+        ]
     tried = {row["class"]: row.get("together", {}) for row in rows}
     seconds = {name: a["plan_seconds"] for name, a in tried.items() if "plan_seconds" in a}
     if seconds:

@@ -146,14 +146,15 @@ def _coexecuted(pair: Pair, device: torch.device, watched: frozenset[str]) -> Co
                 source = _first_float(left.values.get(n.name) for n in results)
                 break
             if node.name in stands:
-                for side in (left, right):
-                    side.values[node.name] = side.values[stands[node.name]]
+                for side in (left, right, shaken):
+                    if side is not None:
+                        side.values[node.name] = side.values[stands[node.name]]
             else:
                 made = _step(node, pair, left, right, bool(watched))
                 left.values[node.name], right.values[node.name] = made
             if node.name in watched:
                 kept[node.name] = _watch(right, node.name)
-            if shaken is not None and pair.rounded_to is not None:
+            if shaken is not None and pair.rounded_to is not None and node.name not in stands:
                 noise = max(noise, _shake(node, shaken, left.values[node.name], plan, pair.rounded_to))
                 tolerance = max(tolerance, ROUNDING_FACTOR * noise)
             if node.op == "placeholder" and isinstance(left.values[node.name], Weight):
