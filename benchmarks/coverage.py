@@ -183,9 +183,7 @@ def examine(group: str, model_type: str, name: str, ways: tuple[str, ...]) -> di
         together = attempt(folder, TOGETHER, Path(place) / "together", judged_as=judged_as)
         row["together"] = together
         if "exact" not in together:
-            row["alone"] = {
-                d: attempt(folder, (d,), Path(place) / d, judged_as=judged_as) for d in ALONE
-            }
+            row["alone"] = {d: attempt(folder, (d,), Path(place) / d, judged_as=judged_as) for d in ALONE}
         elif "alone" in ways:  # the exact check is enough: the folder is of the kind that stock has judged
             row["alone"] = {d: attempt(folder, (d,), Path(place) / d, verify="sample") for d in TOGETHER}
         if "ties" in ways:

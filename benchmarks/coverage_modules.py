@@ -127,7 +127,7 @@ def own_noise(module: nn.Module, side: int) -> float:
     shaken = copy.deepcopy(module)
     with torch.no_grad():
         for parameter in shaken.parameters():
-            off = torch.randint(-1, 2, parameter.shape, generator=generator)
+            off = torch.randint(-1, 2, parameter.shape, generator=generator).to(parameter)
             parameter *= 1 + off * torch.finfo(parameter.dtype).eps
     return difference(module, shaken, side)
 

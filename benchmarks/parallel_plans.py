@@ -29,7 +29,10 @@ from isolation import Row, sweep
 from surgeon.axes.store import Axis, Store
 from surgeon.graph.inference import Anatomy
 
-CUT = {"colwise": -2, "packed_colwise": -2, "rowwise": -1, "packed_rowwise": -1, "rowwise_split_input": -1}
+CUT = {
+    **dict.fromkeys(("colwise", "packed_colwise", "colwise_gather_output"), -2),
+    **dict.fromkeys(("rowwise", "packed_rowwise", "rowwise_split_input"), -1),
+}
 """The axis of a weight that is cut. Of the other styles some copy, and some cut rows of a vocabulary or whole
 experts, between which no dim lies."""
 SECONDS = 240

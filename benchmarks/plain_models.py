@@ -114,7 +114,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "xcit_nano_12_p16_224": {"img_size": 64, "depth": 2},
 }
 PICTURES = {"crossvit_tiny_240": 240, "maxvit_t": 224, "vit_h_14": 56} | dict.fromkeys(
-    ("inception_v3", "efficientnet_cc_b0_4e"), 128
+    ("inception_v3", "efficientnet_cc_b0_4e", "efficientnet_b4", "efficientnet_b5"), 128
 )
 """The side of the pictures, where it is not 64 or what `img_size` says."""
 

@@ -570,12 +570,8 @@ ZOO: Mapping[str, Exhibit] = {
     ),
     "folded": Exhibit(Folded, _rows(4, 5), (("inward.weight", 0), ("head.weight", 1))),
     "heads in the batch": Exhibit(HeadsInBatch, _rows(4, 5), (("inward.weight", 0), ("out.weight", 1))),
-    "standardised": Exhibit(
-        Standardised, _pictures(3, 6), (("stem.weight", 0), ("body.weight", 0))
-    ),
-    "halved": Exhibit(
-        Halved, _rows(5), (("gate.weight", 0), ("third.weight", 1), ("inward.weight", 0))
-    ),
+    "standardised": Exhibit(Standardised, _pictures(3, 6), (("stem.weight", 0), ("body.weight", 0))),
+    "halved": Exhibit(Halved, _rows(5), (("gate.weight", 0), ("third.weight", 1), ("inward.weight", 0))),
     "one per example": Exhibit(OnePerExample, _pictures(3, 6), (), {("stem.weight", 0): "S302"}),
     "reckoned": Exhibit(Reckoned, _rows(5), (), {("inward.weight", 0): "S325"}),
     "experts": Exhibit(Experts, _rows(5), (("inward.weight", 0), ("up", 2)), {("router.weight", 0): "S303"}),
