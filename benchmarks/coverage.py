@@ -1,32 +1,32 @@
 """Coverage: every class of a transformers auto mapping, tiny and random, grown by one generic recipe.
 
-Each class runs in a process of its own. The judge is surgeon's proof, stock transformers included; what
-is written to the table is what was seen.
+Each class runs in a process of its own. The judges are surgeon's proof, stock transformers included, and
+`coverage_judge.py`; what is written to the table is what was seen.
+
+Beside all dims together, a class can be grown in other ways: `alone`, each dim by itself; `ties`, with its
+embeddings tied if they were not, and the other way round; and `stock`: what is written is looked at by stock
+transformers in every way that it can be.
 
 Usage:
-    python benchmarks/coverage.py run --group causal --out coverage.jsonl [--only NAME …] [--jobs N]
+    python benchmarks/coverage.py run --group causal --out coverage.jsonl [--only NAME …] [--ways WAY …]
     python benchmarks/coverage.py table coverage.jsonl > docs/coverage.md
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import logging
-import multiprocessing
-import os
-import resource
 import sys
 import tempfile
 import time
-import warnings
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coverage_judge import judge, wrong
+from coverage_table import table
+from isolation import sweep
 from tiny_configs import TWEAKS, tiny_config
 
 GROUPS = {
@@ -52,7 +52,8 @@ RECIPE = """recipe coverage() {{
     preserve logits
 }}
 """
-SECONDS, BYTES = 240, 9 * 2**30
+WAYS = ("alone", "ties", "stock")
+SECONDS = 480
 
 
 def classes(group: str) -> list[tuple[str, str]]:
@@ -67,8 +68,12 @@ def classes(group: str) -> list[tuple[str, str]]:
     return [(model_type, name) for name, model_type in seen.items()]
 
 
-def make(model_type: str, name: str, folder: Path) -> None:
-    """A tiny model of a class, every parameter and statistic random, saved as transformers saves it."""
+def make(model_type: str, name: str, folder: Path, tied: bool | None = None) -> bool:
+    """A tiny model of a class, every parameter and statistic random, saved as transformers saves it.
+
+    With `tied` its config says whether input and output embeddings are one tensor. Returns whether any
+    tensor of the model is shared.
+    """
     import torch
     import transformers
 
@@ -76,6 +81,9 @@ def make(model_type: str, name: str, folder: Path) -> None:
     own = model_class.config_class.model_type
     tweaks = TWEAKS.get(name) or TWEAKS.get(model_type) or TWEAKS.get(own)
     config = tiny_config(model_class.config_class, tweaks)
+    if tied is not None:
+        for part in {id(c): c for c in (config, config.get_text_config())}.values():
+            part.tie_word_embeddings = tied
     torch.manual_seed(0)
     model = model_class(config).eval()
     generator = torch.Generator().manual_seed(1)
@@ -93,98 +101,109 @@ def make(model_type: str, name: str, folder: Path) -> None:
             elif at.endswith("running_mean"):
                 buffer.normal_(0, 0.2, generator=generator)
     model.save_pretrained(folder)
+    every = [p.data_ptr() for _, p in model.named_parameters(remove_duplicate=False)]
+    return len(set(every)) < len(every)
 
 
-def attempt(folder: Path, dims: tuple[str, ...], out: Path) -> dict[str, Any]:
-    """Grow the named dims; the errors of the proof, or why it was refused."""
+def attempt(
+    folder: Path, dims: tuple[str, ...], out: Path, verify: str = "full", judged_as: Any = None
+) -> dict[str, Any]:
+    """Grow the named dims; the errors of the proof, or why it was refused. With `judged_as`, the model's
+    class, stock transformers looks at the folder as well."""
     import surgeon
     from surgeon.errors import SurgeonError
 
     recipe = out.with_suffix(".surgery")
     recipe.write_text(RECIPE.format(", ".join(dims)))
+    planned: list[float] = []
+    start = time.perf_counter()
     try:
-        result = surgeon.apply(recipe, folder, out, device="cpu")
+        result = surgeon.apply(
+            recipe,
+            folder,
+            out,
+            device="cpu",
+            verify=verify,
+            planned=lambda plan, forecast: planned.append(time.perf_counter() - start),
+        )
     except SurgeonError as error:
-        text = str(error)
-        return {"code": error.code, "refusal": text.splitlines()[0], "text": text[:1500]}
+        return refusal(error)
     report = result.report
-    assert report.native is not None
+    assert report.exact is not None
     if not result.plan.grown_dims():
         return {"code": "", "refusal": "its config states no such size", "text": ""}
-    return {
+    row = {
         "fields": {name: list(change) for name, change in result.plan.config_changes.items()},
         "grown": [f"{d.label} {d.size}→{d.target}" for d in result.plan.grown_dims()],
         "notes": list(result.plan.notes),
+        "plan_seconds": round(planned[0], 2),
         "exact": report.exact.outputs,
-        "native": report.native.relative,
-        "tolerance": report.native.tolerance,
-        "greedy": report.native.greedy,
     }
+    if report.native is not None:
+        row |= {
+            "native": report.native.relative,
+            "tolerance": report.native.tolerance,
+            "greedy": report.native.greedy,
+        }
+    if judged_as is not None:
+        tolerance = report.native.tolerance if report.native is not None else 0.0
+        row["judged"] = judge(folder, out, judged_as, result.plan.config_changes, tolerance)
+        row["wrong"] = wrong(row["judged"])
+    return row
 
 
-def examine(group: str, model_type: str, name: str) -> dict[str, Any]:
+def refusal(error: Any) -> dict[str, Any]:
+    text = str(error)
+    return {"code": error.code, "refusal": text.splitlines()[0], "text": text[:1500]}
+
+
+def examine(group: str, model_type: str, name: str, ways: tuple[str, ...]) -> dict[str, Any]:
     """One class: the row of the table."""
     import torch
+    import transformers
 
     import surgeon
     from surgeon.errors import SurgeonError
 
     torch.set_num_threads(1)
-    row: dict[str, Any] = {"group": group, "type": model_type, "class": name}
+    row: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "source"
         try:
-            make(model_type, name, folder)
+            row["tied"] = make(model_type, name, folder)
         except Exception as error:
             return row | {"unbuilt": f"{type(error).__name__}: {error}"[:300]}
         start = time.perf_counter()
         try:
             row["dims"] = len(surgeon.dims(folder).store.labels)
         except SurgeonError as error:
-            text = str(error)
-            return row | {"code": error.code, "refusal": text.splitlines()[0], "text": text[:1500]}
+            return row | refusal(error)
         row["seconds"] = round(time.perf_counter() - start, 2)
-        together = attempt(folder, TOGETHER, Path(place) / "together")
+        judged_as = getattr(transformers, name) if "stock" in ways else None
+        together = attempt(folder, TOGETHER, Path(place) / "together", judged_as=judged_as)
         row["together"] = together
         if "exact" not in together:
-            row["alone"] = {d: attempt(folder, (d,), Path(place) / d) for d in ALONE}
+            row["alone"] = {d: attempt(folder, (d,), Path(place) / d, judged_as=judged_as) for d in ALONE}
+        elif "alone" in ways:  # the exact check is enough: the folder is of the kind that stock has judged
+            row["alone"] = {d: attempt(folder, (d,), Path(place) / d, verify="sample") for d in TOGETHER}
+        if "ties" in ways:
+            row["otherwise"] = _otherwise(model_type, name, Path(place), not row["tied"], judged_as)
     return row
 
 
-def _child(pipe: Any, group: str, model_type: str, name: str) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    warnings.simplefilter("ignore")
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            row = examine(group, model_type, name)
-        except BaseException as error:
-            import traceback
-
-            row = {"group": group, "type": model_type, "class": name}
-            row["crash"] = f"{type(error).__name__}: {error}"[:300]
-            row["text"] = traceback.format_exc()[-1500:]
-    pipe.send(row)
-    os._exit(0)
-
-
-def isolated(group: str, model_type: str, name: str) -> dict[str, Any]:
-    """The row of a class, made in a forked process: what is imported once serves all."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(theirs, group, model_type, name))
-    process.start()
-    theirs.close()
-    row = {"group": group, "type": model_type, "class": name}
+def _otherwise(model_type: str, name: str, place: Path, tied: bool, judged_as: Any) -> dict[str, Any] | None:
+    """The same class with embeddings tied if they were not, and the other way round; None where it has no
+    such choice."""
+    folder = place / "otherwise"
     try:
-        row = ours.recv() if ours.poll(SECONDS) else row | {"crash": f"no answer in {SECONDS} s"}
-    except EOFError:
-        row["crash"] = "the process died"
-    process.kill()
-    process.join()
-    return row
+        if make(model_type, name, folder, tied) != tied:
+            return None
+    except Exception:  # it refuses: no choice
+        return None
+    return attempt(folder, TOGETHER, place / "otherwise-grown", judged_as=judged_as)
 
 
-def run(group: str, out: Path, only: list[str], jobs: int) -> None:
+def run(group: str, out: Path, only: list[str], jobs: int, ways: tuple[str, ...]) -> None:
     import torch
     import transformers
 
@@ -193,13 +212,13 @@ def run(group: str, out: Path, only: list[str], jobs: int) -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     logging.disable(logging.CRITICAL)
-    done = {json.loads(line)["class"] for line in out.read_text().splitlines()} if out.exists() else set()
-    wanted = [c for c in classes(group) if c[1] not in done and (not only or c[0] in only or c[1] in only)]
-    with ThreadPoolExecutor(jobs) as pool, out.open("a") as stream:
-        for row in pool.map(lambda c: isolated(group, *c), wanted):
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
-            print(f"{row['type']:32s} {verdict(row)}", flush=True)
+    several = [
+        ({"group": group, "type": model_type, "class": name}, partial(examine, group, model_type, name, ways))
+        for model_type, name in classes(group)
+        if not only or model_type in only or name in only
+    ]
+    for row in sweep(out, several, "class", jobs, SECONDS):
+        print(f"{row['type']:32s} {verdict(row)}", flush=True)
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -208,53 +227,13 @@ def verdict(row: dict[str, Any]) -> str:
         if key in row:
             return f"{key}: {row[key]}".splitlines()[0][:160]
     if "together" not in row:
-        return row["refusal"][:160]
-    if "exact" in row["together"]:
-        return "grown: " + ", ".join(row["together"]["fields"])
-    grown = [d for d, a in row["alone"].items() if "exact" in a]
-    return f"{', '.join(grown) or 'none'}; together: {row['together']['refusal'][:140]}"
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a page."""
-    lines = ["# Coverage", ""]
-    lines += [
-        "Every class of the auto mappings of transformers, tiny, with all parameters at random, grown by",
-        "`grow hidden, ffn, heads by 2` with uneven shares and noise; where the three together are refused,",
-        "each alone and head_dim alone. *Exact* is the error of the outputs in float64, *stock* that of",
-        "stock transformers in float32 on the written folder. Made by `benchmarks/coverage.py`.",
-        "",
-    ]
-    for group in dict.fromkeys(row["group"] for row in rows):
-        mine = [row for row in rows if row["group"] == group]
-        counts = Counter(_outcome(row) for row in mine)
-        total = ", ".join(f"{n} {what}" for what, n in counts.most_common())
-        lines += [f"## {group}: {len(mine)} classes", "", f"{total}.", ""]
-        lines += ["| class | dims | config fields grown | exact | stock | why not |"]
-        lines += ["|---|---|---|---|---|---|"]
-        lines += [_row(row) for row in sorted(mine, key=lambda r: (_outcome(r), r["class"]))]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _outcome(row: dict[str, Any]) -> str:
-    if "together" not in row:
-        return "not captured" if "refusal" in row else "not tried"
-    if "exact" in row["together"]:
-        return "grown as asked" if row["together"]["fields"] else "without a size of these names"
-    return "grown in part" if any(a.get("fields") for a in row["alone"].values()) else "refused"
-
-
-def _row(row: dict[str, Any]) -> str:
-    together = row.get("together", {})
-    alone = {d: a for d, a in row.get("alone", {}).items() if a.get("fields")}
-    fields = together.get("fields") or [name for a in alone.values() for name in a["fields"]]
-    grown = ", ".join(dict.fromkeys(fields))
-    best = together if "exact" in together else next(iter(alone.values()), {})
-    why = row.get("crash") or row.get("unbuilt") or row.get("refusal") or together.get("refusal", "")
-    errors = [f"{best[k]:.1e}" if k in best else "" for k in ("exact", "native")]
-    text = why.splitlines()[0].replace("|", "\\|")[:150] if why else ""
-    return f"| {row['class']} | {row.get('dims', '')} | {grown} | {' | '.join(errors)} | {text} |"
+        return str(row["refusal"])[:160]
+    more = {"otherwise": row.get("otherwise"), **row.get("alone", {})}
+    attempts = {"together": row["together"], **{way: a for way, a in more.items() if a is not None}}
+    bad = [f"{way} WRONG {a['wrong']}" for way, a in attempts.items() if a.get("wrong")]
+    failed = [f"{way}: {a['refusal'][:140]}" for way, a in attempts.items() if "exact" not in a and a["code"]]
+    grown = [way for way, a in attempts.items() if "exact" in a]
+    return "; ".join([f"grown {', '.join(grown) or 'none'}", *bad, *failed])
 
 
 def main() -> None:
@@ -265,10 +244,11 @@ def main() -> None:
     runs.add_argument("--out", type=Path, default=Path("coverage.jsonl"))
     runs.add_argument("--only", nargs="*", default=[])
     runs.add_argument("--jobs", type=int, default=1)
+    runs.add_argument("--ways", nargs="*", choices=WAYS, default=["stock"], help="beside all dims together")
     commands.add_parser("table").add_argument("file", type=Path)
     given = parser.parse_args()
     if given.command == "run":
-        run(given.group, given.out, given.only, given.jobs)
+        run(given.group, given.out, given.only, given.jobs, tuple(given.ways))
     else:
         rows = [json.loads(line) for line in given.file.read_text().splitlines()]
         sys.stdout.write(table(rows) + "\n")

@@ -147,7 +147,6 @@ Two axes that are one dim would grow differently, or an axis of size one would g
     "S322": """A number inside the grown class differs where no scale can make up for it.
 ALiBi slopes are such numbers: they depend on the count of heads, so heads cannot grow; hidden can.""",
     "S323": """A buffer of the grown class holds other values than the source's.""",
-    "S324": """A split into equal pieces whose pieces would grow to different sizes.""",
     "S325": """A size that is reckoned from the inputs' sizes as the graph runs would have to grow.
 A view of such a size is written anew; a tensor made in it, or a view with another size left open, is not.""",
     "S330": """No scale of any parameter keeps the function.

@@ -144,6 +144,7 @@ def capture(
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
                     program = _taken_apart(program, known)
                 _drop_copies(program.graph)
+                _name_pieces(program.graph)
             program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
     except Exception as error:
         raise _refusal(module, error) from error
@@ -215,6 +216,19 @@ def _drop_copies(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif node.target is aten._unsafe_view.default:
             node.target = aten.view.default
+
+
+def _name_pieces(graph: fx.Graph) -> None:
+    """A split into equal pieces is one into pieces of these sizes, which may grow apart."""
+    aten = torch.ops.aten
+    for node in graph.nodes:
+        if node.target in (aten.split.Tensor, aten.chunk.default):
+            source, _, *given = node.args
+            dim = given[0] if given else node.kwargs.get("dim", 0)
+            sizes = [piece.shape[dim] for piece in node.meta["val"]]
+            if all(isinstance(size, int) for size in sizes):
+                node.target, node.args = aten.split_with_sizes.default, (source, sizes, dim)
+                node.kwargs = {}
 
 
 def _name_dtypes(graph: fx.Graph) -> None:

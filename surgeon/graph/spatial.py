@@ -8,15 +8,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from surgeon.axes.store import UNIT, Axis, Store
+from surgeon.axes.store import UNIT, Axis, AxisConflict, Store
 from surgeon.graph.calls import Call, Outputs, fresh_axes
 
 
 def convolution_parts(call: Call, store: Store) -> tuple[Axis, Axis, Axis, Axis, Axis]:
     """The channel axes of a convolution, groups drawn out: input groups and channels within, weight
-    groups and outputs within, and the weight's input channels."""
+    groups and outputs within, and the weight's input channels. Raises AxisConflict where the groups are
+    counted as the graph runs (one for each example, say)."""
     x, weight = call.axes(call.args[0]), call.axes(call.args[1])
-    groups = int(call.arg("groups", 1))
+    groups = call.arg("groups", 1)
+    if not isinstance(groups, int):
+        raise AxisConflict("its number of groups is known only when the model runs", ())
     transposed = is_transposed(call)
     produced, consumed = (weight[1], weight[0]) if transposed else (weight[0], weight[1])
     channels = x[-(len(weight) - 1)]

@@ -12,6 +12,7 @@ from math import inf
 from typing import Any
 
 from surgeon.axes.maps import Index, Maps, clone_map
+from surgeon.axes.store import Axis
 from surgeon.errors import PlanError, fail
 from surgeon.graph.inference import Anatomy
 from surgeon.language.syntax import AxisDim, ConfigDim, Family, FileField, Grow, NamedDim, Recipe
@@ -241,8 +242,7 @@ def axis_targets(recipe: Recipe, anatomy: Anatomy) -> dict[int, Index]:
                     span=target.span,
                     help=f"did you mean {near[0]}?" if near else "surgeon dims MODEL lists them",
                 )
-            for name in found:
-                dim = _single_dim(anatomy, name, target)
+            for name, dim in ((n, d) for n in found for d in _named_dims(anatomy, n, target, grow)):
                 size = anatomy.store.sizes[dim]
                 grown = clone_map(size, amount(grow, size, f"{name} axis {target.axis}"))
                 if dim in dims and len(dims[dim]) != len(grown):
@@ -251,25 +251,35 @@ def axis_targets(recipe: Recipe, anatomy: Anatomy) -> dict[int, Index]:
     return {dim: index for dim, index in dims.items() if len(index) != anatomy.store.sizes[dim]}
 
 
-def _single_dim(anatomy: Anatomy, name: str, target: AxisDim) -> int:
-    """The dim of a parameter's axis; of a product, its first growable factor."""
-    axes = anatomy.parameter_axes(name)
+def _named_dims(anatomy: Anatomy, name: str, target: AxisDim, grow: Grow) -> list[int]:
+    """The dims that a parameter's axis names: of a product its first growable factor; of pieces laid end to
+    end that of each, which all grow by one factor.
+
+    Raises PlanError S311 for an axis that is not there, S314 where pieces are asked to grow to a size.
+    """
+    axes, store = anatomy.parameter_axes(name), anatomy.store
     if not 0 <= target.axis < len(axes):
         raise fail(
             PlanError, "S311", f"{name} has {len(axes)} axes, none numbered {target.axis}", span=target.span
         )
-    factors = [f for f in axes[target.axis] if isinstance(f, int)]
-    free = [f for f in factors if not anatomy.store.pins_of(f)]
-    if not factors:
+    axis = axes[target.axis]
+    if any(isinstance(f, int) for f in axis):
+        return [_first_factor(anatomy, axis)]
+    if grow.by is None:
         raise fail(
             PlanError,
             "S314",
-            f"{name} axis {target.axis} is several dims laid end to end: "
-            f"{anatomy.store.show(axes[target.axis])}",
+            f"{name} axis {target.axis} is several dims laid end to end: {store.show(axis)}",
             span=target.span,
-            help="name one of them by another parameter's axis",
+            help="grow it by a factor, or name one of them by another parameter's axis",
         )
-    return (free or factors)[0]
+    return list(dict.fromkeys(_first_factor(anatomy, word) for word in store.words(axis) if word))
+
+
+def _first_factor(anatomy: Anatomy, axis: Axis) -> int:
+    """The first growable factor of a product; the first one, with the reasons that pin it, where none is."""
+    factors = [f for f in axis if isinstance(f, int)]
+    return next((f for f in factors if not anatomy.store.pins_of(f)), factors[0])
 
 
 def refuse_pinned(anatomy: Anatomy, maps: Maps) -> None:

@@ -82,7 +82,7 @@ def group_axes(call: Call, store: Store) -> dict[str, Axis]:
 
 def _sizes(given: Any, axes: Axes, maps: Maps, call: Call) -> list[Any]:
     """Sizes as given where they are -1 or do not grow; grown where they are numbers. One that is reckoned
-    from the inputs' sizes as the graph runs is what the others leave over.
+    from the inputs' sizes as the graph runs is what the others leave over; a -1 beside it becomes a number.
 
     Raises PlanError S325 where that does not tell it.
     """
@@ -92,15 +92,29 @@ def _sizes(given: Any, axes: Axes, maps: Maps, call: Call) -> list[Any]:
         reckoned |= maps.grows(axis) and isinstance(size, fx.Node)
         new = maps.target_size(axis) if isinstance(size, int) else -1
         grown.append(new if size != -1 and maps.grows(axis) else size)
-    if reckoned and (call.rule.kind is None or call.rule.kind.name != "reshape" or grown.count(-1) > 1):
-        raise fail(
-            PlanError,
-            "S325",
-            "a size that is reckoned from the inputs' sizes would have to grow",
-            notes=(str(place_of(call.node)),),
-            help="write the size of the dim that grows as an axis of its own, or as -1",
-        )
+    if not reckoned:
+        return grown
+    if call.rule.kind is None or call.rule.kind.name != "reshape":
+        raise _reckoned(call)
+    made = call.node.meta["val"].shape
+    if grown.count(-1) > 1 and len(made) == len(grown):
+        grown = [
+            maps.target_size(axis) if size == -1 and isinstance(known, int) else new
+            for size, axis, known, new in zip(given, axes, made, grown, strict=True)
+        ]
+    if grown.count(-1) > 1:
+        raise _reckoned(call)
     return grown
+
+
+def _reckoned(call: Call) -> PlanError:
+    return fail(
+        PlanError,
+        "S325",
+        "a size that is reckoned from the inputs' sizes would have to grow",
+        notes=(str(place_of(call.node)),),
+        help="write the size of the dim that grows as an axis of its own, or as -1",
+    )
 
 
 def _repeat(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
@@ -114,11 +128,15 @@ def _repeat(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
         axes = (tuple(factor for axis in call.axes(call.args[0]) for factor in axis),)
     times = [maps.target_size(b) // maps.target_size(a) for a, b in zip(axes, out.axes, strict=True)]
     name = "repeats" if "repeats" in call.names else "dims"
+    if isinstance(call.arg(name), fx.Node):  # counted as the graph runs
+        return {}
     if isinstance(call.arg("repeats"), int):
         at = call.axis_arg(dim, len(axes)) if dim is not None else 0
         size = {"output_size": maps.target_size(out.axes[at])} if call.arg("output_size") else {}
         return {name: times[at]} | size
-    return {name: times[len(times) - len(call.arg(name)) :]}  # of tile, those of the last axes
+    given = call.arg(name)  # of tile, those of the last axes
+    last = times[len(times) - len(given) :]
+    return {name: [n if isinstance(n, fx.Node) else t for n, t in zip(given, last, strict=True)]}
 
 
 def _strided(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
@@ -182,19 +200,7 @@ def _split(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
         return {}
     outputs = anatomy.values[call.node.name]
     grown = [maps.target_size(v.axes[dim]) for v in outputs if v is not None]
-    for name in ("split_size", "split_sizes", "chunks"):
-        given = call.arg(name)
-        if isinstance(given, (list, tuple)):
-            return {name: grown}
-        if isinstance(given, int):
-            step = -(-sum(grown) // given) if name == "chunks" else grown[0]
-            if any(size != step for size in grown[:-1]) or grown[-1] > step:
-                raise fail(
-                    PlanError,
-                    "S324",
-                    "the pieces of a split into equal sizes would grow apart",
-                    notes=(anatomy.where(call.node.name),),
-                    help="grow them alike, or split into a list of sizes",
-                )
-            return {} if name == "chunks" else {name: step}
-    return {}
+    name = next(name for name in ("split_sizes", "split_size", "chunks") if name in call.names)
+    if not isinstance(call.arg(name), (list, tuple)):  # of an axis that holds one of the inputs' sizes
+        raise _reckoned(call)
+    return {name: grown}

@@ -69,7 +69,7 @@ class Pair:
         source_buffers: the source's buffers that `source` does not read.
         held_buffers: those that the checkpoint of `grown` holds.
         rounded_to: the dtype that `grown` was rounded to when it was written. The tolerance at a node is
-            then ROUNDING_FACTOR times what rounding the source's own weights so does up to there.
+            then at least ROUNDING_FACTOR times what rounding the source's own weights so does up to there.
         sample: of the graph; None for all of it.
     """
 
@@ -110,7 +110,18 @@ def _measured(plan: Plan, inputs: Mapping[str, Any]) -> Plan:
 
 
 def coexecute(pair: Pair, device: torch.device, watched: frozenset[str] = frozenset()) -> Coexecution:
-    """Run source and grown graph in lockstep; `watched` nodes of the grown one keep their gradients."""
+    """Run source and grown graph in lockstep; `watched` nodes of the grown one keep their gradients.
+
+    Where they part, it may be that the source magnifies its own rounding (a gate of large values does): they
+    run once more, and what rounding its weights in float64 does to it up to a node is allowed there.
+    """
+    run = _coexecuted(pair, device, watched)
+    if run.report.passed or pair.rounded_to is not None:
+        return run
+    return _coexecuted(replace(pair, rounded_to=torch.float64), device, watched)
+
+
+def _coexecuted(pair: Pair, device: torch.device, watched: frozenset[str]) -> Coexecution:
     plan = _measured(pair.plan, pair.inputs)
     pair = replace(pair, plan=plan)
     left, right = Executor(device), Executor(device)
@@ -135,14 +146,15 @@ def coexecute(pair: Pair, device: torch.device, watched: frozenset[str] = frozen
                 source = _first_float(left.values.get(n.name) for n in results)
                 break
             if node.name in stands:
-                for side in (left, right):
-                    side.values[node.name] = side.values[stands[node.name]]
+                for side in (left, right, shaken):
+                    if side is not None:
+                        side.values[node.name] = side.values[stands[node.name]]
             else:
                 made = _step(node, pair, left, right, bool(watched))
                 left.values[node.name], right.values[node.name] = made
             if node.name in watched:
                 kept[node.name] = _watch(right, node.name)
-            if shaken is not None and pair.rounded_to is not None:
+            if shaken is not None and pair.rounded_to is not None and node.name not in stands:
                 noise = max(noise, _shake(node, shaken, left.values[node.name], plan, pair.rounded_to))
                 tolerance = max(tolerance, ROUNDING_FACTOR * noise)
             if node.op == "placeholder" and isinstance(left.values[node.name], Weight):

@@ -416,6 +416,78 @@ class Warp(nn.Module):
         return self.head(F.grid_sample(x, grid, align_corners=False))
 
 
+class HeadsInBatch(nn.Module):
+    """Heads and examples on one axis, whose size is reckoned as the model runs (Li et al. 2022); a bias
+    that is made once and repeated for every example (El-Nouby et al. 2021)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.qkv, self.out = nn.Linear(5, 8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.place, self.head = nn.Linear(3, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inward(x)
+        b, n, _ = x.shape
+        where = torch.linspace(-1, 1, 3 * n, dtype=x.dtype).view(1, n, 3)
+        x = x + self.place(where).repeat(b, 1, 1)
+        qkv = self.qkv(x).view(b, n, 3, 2, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, b * 2, n, -1).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.head(x + self.out(out.view(b, 2, n, -1).transpose(1, 2).reshape(b, n, -1)))
+
+
+class StandardisedConv(nn.Conv2d):
+    """Qiao et al. 2019; with a gain, as Brock et al. 2021 have it."""
+
+    def __init__(self, given: int, made: int) -> None:
+        super().__init__(given, made, 3, padding=1)
+        self.gain = nn.Parameter(torch.ones(made))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, len(self.gain), -1)
+        weight = F.batch_norm(flat, None, None, weight=self.gain * 0.3, training=True, momentum=0.0)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias, padding=1)
+
+
+class Standardised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = StandardisedConv(3, 6), StandardisedConv(6, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.gelu(self.body(F.gelu(self.stem(x)))).mean((2, 3)))
+
+
+class Halved(nn.Module):
+    """Pieces of one size that go different ways, one of them past a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.gate = nn.Linear(5, 12), nn.Linear(4, 4)
+        self.second, self.third = nn.Linear(4, 7), nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.inward(x).split(4, -1)
+        return self.second(a * torch.sigmoid(self.gate(b))) + self.third(c)
+
+
+class OnePerExample(nn.Module):
+    """Yang et al. 2019: each example is convolved by a mix of kernels of its own, all in one op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.route, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 2), nn.Linear(4, 3)
+        self.kernels = nn.Parameter(torch.zeros(2, 4 * 6 * 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.stem(x))
+        b, c, h, w = x.shape
+        mixed = (torch.sigmoid(self.route(x.mean((2, 3)))) @ self.kernels).view(b * 4, c, 3, 3)
+        x = F.conv2d(x.reshape(1, b * c, h, w), mixed, padding=1, groups=b)
+        return self.head(F.gelu(x.view(b, 4, h, w)).mean((2, 3)))
+
+
 @dataclass(frozen=True)
 class Exhibit:
     """A module, its inputs, and by parameter and axis the dims that can grow."""
@@ -497,6 +569,10 @@ ZOO: Mapping[str, Exhibit] = {
         (("latents", 1), ("inward.weight", 0), ("q.weight", 0), ("v.weight", 0)),
     ),
     "folded": Exhibit(Folded, _rows(4, 5), (("inward.weight", 0), ("head.weight", 1))),
+    "heads in the batch": Exhibit(HeadsInBatch, _rows(4, 5), (("inward.weight", 0), ("out.weight", 1))),
+    "standardised": Exhibit(Standardised, _pictures(3, 6), (("stem.weight", 0), ("body.weight", 0))),
+    "halved": Exhibit(Halved, _rows(5), (("gate.weight", 0), ("third.weight", 1), ("inward.weight", 0))),
+    "one per example": Exhibit(OnePerExample, _pictures(3, 6), (), {("stem.weight", 0): "S302"}),
     "reckoned": Exhibit(Reckoned, _rows(5), (), {("inward.weight", 0): "S325"}),
     "experts": Exhibit(Experts, _rows(5), (("inward.weight", 0), ("up", 2)), {("router.weight", 0): "S303"}),
     "memory": Exhibit(Memory, _rows(5), (("keys", 1), ("head.weight", 1)), {("keys", 0): "S306"}),

@@ -1,0 +1,151 @@
+"""The table of a coverage sweep: what grew, what was refused and whether rightly, and what is a gap."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from statistics import median
+from typing import Any
+
+RIGHT: tuple[tuple[str, str, str], ...] = (
+    ("S323", "", "numbers the class makes of the size itself, and which a larger size makes otherwise"),
+    ("S322", "", "a number of the class that depends on the size, where no scale makes up for it"),
+    ("S330", "of the grown class has new channels of", "statistics over channels among which new ones stand"),
+    ("S306", r"aten\.fft_", "a Fourier transform over the dim"),
+    ("S303", "", "a softmax over the dim"),
+)
+"""Refusals that are right: by code and what their text says, what stands in the way that no weight can change.
+All others are gaps until someone shows the same of them."""
+
+OUTCOMES = (
+    "grown as asked",
+    "grown in part, and the rest refused rightly",
+    "refused rightly",
+    "grown in part",
+    "refused",
+    "without a size of these names",
+    "not captured",
+    "not tried",
+)
+Row = dict[str, Any]
+
+
+def rightly(attempt: Row) -> str:
+    """Why a refusal is right; empty where it is a gap."""
+    found = (why for code, said, why in RIGHT if attempt["code"] == code and re.search(said, attempt["text"]))
+    return next(found, "")
+
+
+def outcome(row: Row) -> str:
+    if "together" not in row:
+        return "not captured" if "refusal" in row else "not tried"
+    together = row["together"]
+    if "exact" in together:
+        return "grown as asked" if together["fields"] else "without a size of these names"
+    if any(a.get("fields") for a in row["alone"].values()):
+        return "grown in part, and the rest refused rightly" if rightly(together) else "grown in part"
+    return "refused rightly" if rightly(together) else "refused"
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as a page."""
+    lines = ["# Coverage", ""]
+    lines += [
+        "Every class of the auto mappings of transformers, tiny, with all parameters at random, grown by",
+        "`grow hidden, ffn, heads by 2` with uneven shares and noise; where the three together are refused,",
+        "each alone and head_dim alone. *Exact* is the error of the outputs in float64, *stock* that of",
+        "stock transformers in float32 on the written folder. Made by `benchmarks/coverage.py`.",
+        "",
+        "A refusal is *right* where something stands in the way in the larger class that no weight can change.",
+        "That is told by the refusal's code and text, for all classes alike:",
+        "",
+        *(f"- {code}{f' with `{said}`' if said else ''}: {why}." for code, said, why in RIGHT),
+        "",
+        *_summary(rows),
+        "",
+    ]
+    for group in dict.fromkeys(row["group"] for row in rows):
+        mine = [row for row in rows if row["group"] == group]
+        counts = Counter(outcome(row) for row in mine)
+        total = ", ".join(f"{counts[what]} {what}" for what in OUTCOMES if counts[what])
+        lines += [f"## {group}: {len(mine)} classes", "", f"{total}.", ""]
+        lines += ["| class | dims | config fields grown | exact | stock | other ways | why not |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        lines += [_row(row) for row in sorted(mine, key=lambda r: (OUTCOMES.index(outcome(r)), r["class"]))]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _summary(rows: list[Row]) -> list[str]:
+    """Counts over all groups, and what planning takes."""
+    counts = Counter(outcome(row) for row in rows)
+    lines = [f"{len(rows)} classes: " + ", ".join(f"{counts[w]} {w}" for w in OUTCOMES if counts[w]) + "."]
+    judged = [a for row in rows for a in _attempts(row) if "judged" in a]
+    if judged:
+        good = sum(not a["wrong"] for a in judged)
+        lines += [
+            "",
+            f"Of {len(judged)} folders written, stock transformers finds {good} in order: no key missing, "
+            "unexpected or of another shape; shapes and shared tensors those of the class built of the grown "
+            "config, and shared as in the source; no number of config.json changed but those reported; "
+            "`save_pretrained` of the loaded model writes the same names, shapes, dtypes and bytes; the same "
+            "outputs on inputs without padding.",
+        ]
+    choices = [row["otherwise"] for row in rows if row.get("otherwise")]
+    if choices:
+        good = sum("exact" in a for a in choices)
+        what = "with embeddings tied instead of untied, or the other way round"
+        lines += ["", f"{good} of {len(choices)} grow {what}."]
+    several = [a for r in rows if "exact" in r.get("together", {}) for a in r.get("alone", {}).values()]
+    sized = [a for a in several if a.get("code") != ""]
+    if sized:
+        alone, divided = sum("exact" in a for a in sized), sum(a.get("code") == "S316" for a in sized)
+        lines += [
+            "",
+            f"One dim at a time: {alone} of {len(sized)} grow by themselves; {divided} are divided out of "
+            "another, such as heads out of the hidden size, and would shrink what each of them has.",
+        ]
+    tried = {row["class"]: row.get("together", {}) for row in rows}
+    seconds = {name: a["plan_seconds"] for name, a in tried.items() if "plan_seconds" in a}
+    if seconds:
+        worst = max(seconds, key=lambda name: seconds[name])
+        lines += [
+            "",
+            f"Planning a tiny model takes {median(seconds.values()):.1f} s (median), "
+            f"{seconds[worst]:.0f} s at worst ({worst}), with both classes traced.",
+        ]
+    return lines
+
+
+def _attempts(row: Row) -> list[Row]:
+    several = [row.get("together"), row.get("otherwise"), *row.get("alone", {}).values()]
+    return [a for a in several if a is not None]
+
+
+def _row(row: Row) -> str:
+    together = row.get("together", {})
+    alone = {d: a for d, a in row.get("alone", {}).items() if a.get("fields")}
+    fields = together.get("fields") or [name for a in alone.values() for name in a["fields"]]
+    grown = ", ".join(dict.fromkeys(fields))
+    best = together if "exact" in together else next(iter(alone.values()), {})
+    why = row.get("crash") or row.get("unbuilt") or row.get("refusal") or together.get("refusal", "")
+    errors = " | ".join(f"{best[k]:.1e}" if k in best else "" for k in ("exact", "native"))
+    text = why.splitlines()[0].replace("|", "\\|")[:150] if why else ""
+    if "code" in together and together["code"] and rightly(together):
+        text = f"rightly, {rightly(together)}: {text}"
+    return f"| {row['class']} | {row.get('dims', '')} | {grown} | {errors} | {_ways(row)} | {text} |"
+
+
+def _ways(row: Row) -> str:
+    """What the other ways to grow it came to, in a few words."""
+    said = []
+    otherwise = row.get("otherwise")
+    if otherwise:
+        word = "untied" if row["tied"] else "tied"
+        said.append(word if "exact" in otherwise else f"not {word} ({otherwise['code']})")
+    if "exact" in row.get("together", {}):
+        alone = {d: a for d, a in row.get("alone", {}).items() if a.get("code") != ""}
+        if alone:
+            failed = [f"{d} ({a['code']})" for d, a in alone.items() if "exact" not in a]
+            said.append(f"not alone: {', '.join(failed)}" if failed else "each alone")
+    return "; ".join(said)
