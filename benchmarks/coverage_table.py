@@ -14,7 +14,7 @@ RIGHT: tuple[tuple[str, str, str], ...] = (
     ("S306", r"aten\.fft_", "a Fourier transform over the dim"),
     ("S303", "", "a softmax over the dim"),
 )
-"""Refusals that are right: by code and what their text says, what stands in the way that no weight can change.
+"""Refusals that are right: by code and what their text says, what it is that no weight can change.
 All others are gaps until someone shows the same of them."""
 
 OUTCOMES = (
@@ -56,7 +56,7 @@ def table(rows: list[Row]) -> str:
         "each alone and head_dim alone. *Exact* is the error of the outputs in float64, *stock* that of",
         "stock transformers in float32 on the written folder. Made by `benchmarks/coverage.py`.",
         "",
-        "A refusal is *right* where something stands in the way in the larger class that no weight can change.",
+        "A refusal is *right* where the larger class has something in the way that no weight can change.",
         "That is told by the refusal's code and text, for all classes alike:",
         "",
         *(f"- {code}{f' with `{said}`' if said else ''}: {why}." for code, said, why in RIGHT),

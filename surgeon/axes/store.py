@@ -207,7 +207,7 @@ class Store:
             self.pins.setdefault(keep, {}).update(self.pins.pop(drop, {}))
 
     def _unify_cats(self, x: Cat, y: Cat) -> None:
-        """Piece by piece. An axis laid against itself, shifted, is cut anew by each cut, down to one position."""
+        """Piece by piece. An axis laid against itself, shifted, is cut anew by each cut, to single places."""
         if self._depth >= MAX_DEPTH:
             raise self._conflict("an axis meets itself, shifted", (x,), (y,))
         self._depth += 1
