@@ -259,6 +259,11 @@ def row_at(tensor: Held, row: int) -> Held:
     return tensor.at(row) if isinstance(tensor, InFiles) else tensor[row]
 
 
+def box_of(tensor: Held, box: Box) -> Tensor:
+    """The elements of a box, of its shape."""
+    return tensor.box(box) if isinstance(tensor, InFiles) else tensor[tuple(slice(*side) for side in box)]
+
+
 def full(shape: tuple[int, ...]) -> Box:
     return tuple((0, size) for size in shape)
 

@@ -1,5 +1,5 @@
-"""Tensors whose elements are those of others, moved: any box of them is what the conversion itself makes, and a
-checkpoint converted a few rows at a time is bit for bit the one converted whole."""
+"""Tensors whose elements are those of others, moved: any box of them is what the conversion itself makes, and
+a checkpoint converted a few rows at a time is bit for bit the one converted whole."""
 
 from __future__ import annotations
 
