@@ -24,6 +24,7 @@ from surgeon.verification.native import (
     WIDER,
     Observed,
     compare_stock,
+    is_held_by_stock,
     observe_folder,
     observe_stored,
     observe_wider,
@@ -73,9 +74,11 @@ def prove_folders(
     stage("proof: stock transformers")
     config, model_class = subject.source.config, subject.source.model_class
     own = dtype or main_dtype(source.checkpoint)
+    written = grown or open_grown(surgery, grown_folder)
+    opened_by_stock = is_held_by_stock(source) and is_held_by_stock(written)
 
     def see(folder: Path, config: Any, stored: StoredModel, wanted: torch.dtype) -> Observed:
-        if stored.checkpoint.saved is None:
+        if opened_by_stock:
             return observe_folder(folder, model_class, own, wanted, device)
         return observe_stored(stored, config, model_class, own, wanted, device)
 
@@ -87,7 +90,7 @@ def prove_folders(
         wide = observe_wider(see_source, own)
         if run.source is not None:
             refuse_other_graph(small, wide, run.source)
-    grown_seen = see(grown_folder, surgery.config, grown or open_grown(surgery, grown_folder), own)
+    grown_seen = see(grown_folder, surgery.config, written, own)
     native = compare_stock(plan, small, wide, run.source, grown_seen)
     return Report(len(plan.anatomy.calls), run.report, native, trained, untrained)
 

@@ -27,6 +27,8 @@ NOISE_FACTOR = 4  # source and target round apart (twice), and shares such as 1/
 TRACE_ROUNDINGS = 64  # of the source's dtype, by which its graph may differ where no wider dtype tells more
 SEEDS = (0, 1, 2)
 STOCK = "from_pretrained"
+CONVERTED_BYTES = 1 << 28  # more that is stored otherwise than it is held, from_pretrained is not to hold
+ONE_BY_ONE = "its class, experts one by one, not from_pretrained, which would hold all of them in memory"
 BUILT = "torch.distributed.checkpoint's layout, not from_pretrained"
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 
@@ -90,6 +92,14 @@ def observe_folder(
     return observe(model, dtype, generates=dtype == own, unloaded=tuple(unloaded))
 
 
+def is_held_by_stock(stored: StoredModel) -> bool:
+    """Whether ``from_pretrained`` opens the weights, and leaves all but CONVERTED_BYTES of them in their
+    files."""
+    entries = stored.checkpoint.entries
+    converted = sum(entries[name].bytes for bundle in stored.layout.bundles for name in bundle.stored)
+    return stored.checkpoint.saved is None and converted <= CONVERTED_BYTES
+
+
 def observe_stored(
     stored: StoredModel,
     config: Any,
@@ -98,16 +108,18 @@ def observe_stored(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Observed:
-    """The same for weights that ``from_pretrained`` does not open: the stock class is built of its config,
-    and its weights are read whenever they are used."""
+    """The same for weights that ``from_pretrained`` does not open, or of which it would hold too many: the
+    stock class is built of its config, and its weights are read whenever they are used."""
     give_back()
-    model, buffers = build_meta(config, model_class, dtype=own)
+    # The class's own loop over experts asks for one of them at a time.
+    model, buffers = build_meta(config, model_class, dtype=own, experts="eager")
     for name, value in {**buffers, **stored.buffers()}.items():
         path, _, last = name.rpartition(".")
         owner = model.get_submodule(path)
         owner._buffers[last] = value.to(getattr(owner, last).dtype)  # as loading casts
     shelve_unloaded(model, stored, dtype if dtype != own else None, device)
-    return replace(observe(model, dtype, generates=dtype == own), loaded_by=BUILT)
+    by = ONE_BY_ONE if stored.checkpoint.saved is None else BUILT
+    return replace(observe(model, dtype, generates=dtype == own), loaded_by=by)
 
 
 @contextlib.contextmanager

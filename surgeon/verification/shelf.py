@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from surgeon.checkpoints.reading import Checkpoint
+from surgeon.checkpoints.tensors import Held, InFiles, rows_of
 from surgeon.models.layout import disk_names
 from surgeon.models.stored import StoredModel
 
-Read = Callable[[], Tensor]
+Read = Callable[[], Held]
 SAMPLE = 64  # elements that must agree with what stock loaded
 
 
@@ -58,7 +60,7 @@ def shelve_unloaded(
 
     def reader(parameter: Tensor) -> Read:
         name = next(n for n in names[id(parameter)] if stored.holds(n))
-        return lambda: stored.read(name)
+        return lambda: stored.open(name)
 
     _put_back(model, reader, dtype, device)
 
@@ -109,4 +111,36 @@ def _same(parameter: Tensor, stored: Tensor) -> bool:
 
 
 def _parameter(read: Read, dtype: torch.dtype, device: torch.device) -> Any:
-    return lambda: nn.Parameter(read().to(device, dtype), requires_grad=False)
+    def asked() -> Tensor:
+        held = read()
+        if isinstance(held, InFiles) and len(held.shape) > 2:
+            return Picked(held, dtype, device)
+        return nn.Parameter(rows_of(held, None).to(device, dtype), requires_grad=False)
+
+    return asked
+
+
+class Picked(Tensor):
+    """A parameter in files of which one row, an expert, is read when it is picked by its index; for whatever
+    else is done with it, all of it is read."""
+
+    held: InFiles
+
+    @staticmethod
+    def __new__(cls, held: InFiles, dtype: torch.dtype, device: torch.device) -> Picked:
+        made: Picked = Tensor._make_wrapper_subclass(cls, held.shape, dtype=dtype, device=device)
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        def read(value: Any) -> Any:
+            return value.held.whole().to(value.device, value.dtype) if isinstance(value, Picked) else value
+
+        if func == torch.ops.aten.select.int and isinstance(args[0], Picked) and args[1] == 0:
+            (picked, _, row), count = args, len(args[0])
+            one = picked.held.at(row + count if row < 0 else row)
+            return one.whole().to(picked.device, picked.dtype)
+        return func(*tree_map(read, args), **tree_map(read, kwargs or {}))
