@@ -141,13 +141,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-        ctx.weight, read = weight, weight.open()
-
-        def some(rows: Index | None) -> Tensor:
-            return torch.nn.functional.linear(x, read(rows), None if bias is None else _part(bias, rows))
-
-        parts = list(side_by_side(some, row_blocks(weight.shape), x.device))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        ctx.weight = weight
+        out = _times_turned(x, weight)
+        return out if bias is None else out.add_(bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -220,10 +216,17 @@ def _matrices(chosen: Chosen) -> Iterator[tuple[Weight, Tensor]]:
 
 
 def _times_turned(x: Tensor, matrix: Weight) -> Tensor:
-    """``x @ matrix.T`` in blocks of rows of the matrix."""
+    """``x @ matrix.T`` in blocks of rows of the matrix, each written where it belongs: thousands of small
+    results kept apart would lie between what was freed, and it could not be used again."""
     read = matrix.open()
-    blocks = row_blocks(matrix.shape)
-    return torch.cat(list(side_by_side(lambda rows: x @ read(rows).T, blocks, x.device)), -1)
+    out = x.new_empty((*x.shape[:-1], matrix.shape[0]))
+
+    def some(rows: Index | None) -> None:
+        _part(out, rows).copy_(torch.nn.functional.linear(x, read(rows)))
+
+    for _ in side_by_side(some, row_blocks(matrix.shape), x.device):
+        pass
+    return out
 
 
 def _times(x: Tensor, matrix: Weight) -> Tensor:
@@ -233,8 +236,10 @@ def _times(x: Tensor, matrix: Weight) -> Tensor:
     def some(rows: Index | None) -> Tensor:
         return _part(x, rows) @ read(rows)
 
-    first, *others = side_by_side(some, row_blocks(matrix.shape), x.device)
-    return sum(others, first)
+    out = x.new_zeros((*x.shape[:-1], matrix.shape[1]))
+    for part in side_by_side(some, row_blocks(matrix.shape), x.device):
+        out += part
+    return out
 
 
 def _bmm(a: Any, b: Any) -> Tensor | None:

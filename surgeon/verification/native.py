@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class NativeReport:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a stock model was seen to compute: its first output in float64, the tokens it generates
+    """What a stock model was seen to compute: its first output, the tokens it generates
     (None for a model that does not), and the tensors it was loaded without."""
 
     dtype: torch.dtype
@@ -187,7 +188,8 @@ def _first_output(model: Any, inputs: Mapping[str, Any], dtype: torch.dtype) -> 
     device = next(model.parameters()).device
     with torch.no_grad():
         result = model(**{name: _cast(value, dtype, device) for name, value in inputs.items()})
-    return next(v for v in result.values() if isinstance(v, Tensor)).double()
+    output = next(v for v in result.values() if isinstance(v, Tensor))
+    return output if output.is_floating_point() else output.double()
 
 
 def compare_stock(
@@ -197,15 +199,18 @@ def compare_stock(
     wider dtype, or, without one, from its graph in float64, which is known on the first inputs."""
     name = plan.anatomy.captured.results[0].name
     a, b = source.output, grown.output
-    wanted, mask = expected(a, name, 0, plan)
+    wanted, mask = expected(a.double(), name, 0, plan)
     relative = difference(b, wanted, mask)  # infinite where either holds NaN
     truth = exact.detach().cpu() if wider is None and exact is not None else wider
     noise = difference(a[: len(truth)], truth, None) if truth is not None else 0.0
     kl = top1 = None
     if a.shape == b.shape and source.has_logits:
-        p, q = torch.log_softmax(a, -1), torch.log_softmax(b, -1)
-        kl = float((p.exp() * (p - q)).sum(-1).mean())
-        top1 = float((a.argmax(-1) == b.argmax(-1)).double().mean())
+        apart, agree = [], []
+        for x, y in zip(a.flatten(0, -2), b.flatten(0, -2), strict=True):  # each over all words
+            p, q = torch.log_softmax(x.double(), -1), torch.log_softmax(y.double(), -1)
+            apart.append(float((p.exp() * (p - q)).sum()))
+            agree.append(bool(x.argmax() == y.argmax()))
+        kl, top1 = mean(apart), mean(agree)
     return NativeReport(
         str(source.dtype).removeprefix("torch."),
         relative * largest(wanted),

@@ -12,10 +12,11 @@ from transformers import AutoConfig, LlamaForCausalLM, MixtralConfig, MixtralFor
 import surgeon
 from surgeon.checkpoints.moves import MovedTensor
 from surgeon.checkpoints.reading import open_checkpoint
+from surgeon.checkpoints.tensors import StoredTensor
 from surgeon.models.native import build_meta
 from surgeon.models.stored import open_stored
-from surgeon.verification import native
-from surgeon.verification.shelf import shelve, shelve_unloaded
+from surgeon.verification import native, shelf
+from surgeon.verification.shelf import Picked, shelve, shelve_unloaded
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 11, 4, 7, 6], [9, 12, 6, 5, 8]])
@@ -108,3 +109,32 @@ def test_stock_does_not_load_more_experts_than_memory_is_to_hold(
     report = surgeon.apply("grow", source, tmp_path / "out", device="cpu").report
     assert report.preserved and report.native is not None
     assert "experts one by one, not from_pretrained" in report.native.loaded_by
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_large_matrices_are_read_in_blocks(
+    dtype: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "LARGE", 3000)
+    folder = tiny.save(tiny.llama(2), tmp_path / "model", torch.bfloat16)
+    stock = LlamaForCausalLM.from_pretrained(folder, dtype=dtype or torch.bfloat16).eval()
+    shelved = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    shelve(shelved, open_checkpoint(folder), dtype, CPU)
+    counts: list[int] = []
+    rows = StoredTensor.rows
+
+    def counted(self: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        found = rows(self, start, stop)
+        counts.append(found.numel())
+        return found
+
+    monkeypatch.setattr(StoredTensor, "rows", counted)
+    with torch.no_grad():
+        torch.testing.assert_close(shelved(IDS).logits, stock(IDS).logits)
+    assert counts and max(counts) * (dtype or torch.bfloat16).itemsize <= 3000
+    head = shelved.lm_head.weight
+    assert isinstance(head, Picked)
+    assert torch.equal(head.T, stock.lm_head.weight.T)
+    ids = torch.tensor([[3, 3], [90, 0]])
+    wanted = torch.nn.functional.embedding(ids, stock.lm_head.weight.clone(), max_norm=0.5)
+    assert torch.equal(torch.nn.functional.embedding(ids, head, max_norm=0.5), wanted)
