@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from surgeon.checkpoints.reading import Checkpoint
-from surgeon.checkpoints.tensors import Held, InFiles, rows_of
+from surgeon.checkpoints.tensors import Held, InFiles, StoredTensor, row_blocks, rows_of
 from surgeon.models.layout import disk_names
 from surgeon.models.stored import StoredModel
 
@@ -45,10 +45,10 @@ def shelve(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None, 
 
     def reader(parameter: Tensor) -> Read | None:
         disk = on_disk.get(id(parameter))
-        if disk is None or not _same(parameter, checkpoint.open(disk).mapped()):
+        if disk is None or not _same(parameter, checkpoint.open(disk)):
             return None
         stored = checkpoint.open(disk)
-        return stored.mapped if stored.entry.bytes <= LARGE else lambda: stored
+        return lambda: stored if stored.entry.bytes > LARGE else checkpoint.open(disk).mapped()
 
     _put_back(model, reader, dtype, device)
 
@@ -106,11 +106,16 @@ def _disk_names(model: nn.Module, checkpoint: Checkpoint) -> dict[int, str]:
     }
 
 
-def _same(parameter: Tensor, stored: Tensor) -> bool:
+def _same(parameter: Tensor, stored: StoredTensor) -> bool:
     if parameter.shape != stored.shape:
         return False
-    ours = stored.flatten()[:SAMPLE].to(parameter.dtype)
-    return torch.equal(parameter.detach().flatten()[:SAMPLE], ours)
+    if stored.entry.bytes > LARGE:
+        for rows in row_blocks(stored.shape):
+            rows_of(stored, rows)  # seen to be finite, as all that is read
+        ours = stored.rows(0, 1).flatten()[:SAMPLE].to(parameter.dtype)
+    else:
+        ours = stored.mapped().flatten()[:SAMPLE].to(parameter.dtype)
+    return torch.equal(parameter.detach().flatten()[: len(ours)], ours)
 
 
 def _parameter(read: Read, dtype: torch.dtype, device: torch.device) -> Any:
