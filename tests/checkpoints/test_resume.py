@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -97,6 +98,37 @@ def write_some(folder: Path) -> None:
     Journal(folder).begin(JOB)
     shards = shards_of([Spec("t", (3,), torch.float32)])
     write_shards(folder, shards, lambda name: (torch.ones(3),), journal=Journal(folder))
+
+
+def test_killed_while_its_notes_go_a_run_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of all steps before a folder is put in place; at each of them the next run must know whose
+    shards these are."""
+    out, unlink = tmp_path / "out", Path.unlink
+    for moment in range(4):
+        with pytest.raises(InterruptedError), staging(out, False, 0, JOB) as folder:
+            journal = Journal(folder)
+            journal.begin(JOB)
+            for name in ("a", "b"):
+                (folder / name).write_text(name)
+                journal.finished(name, checksum_of(folder / name))
+            raise InterruptedError
+        left = [moment]
+
+        def killed(path: Path, missing_ok: bool = False, left: list[int] = left) -> None:
+            if not left[0]:
+                raise InterruptedError
+            left[0] -= 1
+            unlink(path, missing_ok)
+
+        (folder,) = hidden(out)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", killed)
+            with pytest.raises(InterruptedError) if moment < 3 else contextlib.nullcontext():
+                Journal(folder).forget()
+        with pytest.raises(InterruptedError), staging(out, False, 0, JOB):
+            raise InterruptedError  # not refused as another job's
 
 
 def test_without_resume_a_stopped_run_leaves_nothing(tmp_path: Path) -> None:
