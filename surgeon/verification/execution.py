@@ -170,6 +170,13 @@ def _embedding(weight: Any, ids: Any, *_: Any) -> Tensor | None:
     return weight.open()(np.asarray(asked.cpu()))[place]
 
 
+def is_picked(node: fx.Node) -> bool:
+    """Whether a node is made Chosen, not to be in memory, where what it picks from is a parameter."""
+    if op_name(node) != "aten.index.Tensor" or not isinstance(node.args[0], fx.Node):
+        return False
+    return node.args[0].op == "placeholder" and node.args[0].meta["val"].ndim == 3
+
+
 def _index(weight: Any, index: Any, *_: Any) -> Chosen | None:
     if not isinstance(weight, Weight) or len(index) != 1 or not isinstance(index[0], Tensor):
         return None

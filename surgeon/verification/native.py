@@ -79,8 +79,9 @@ def observe_folder(
     """Stock ``from_pretrained`` in the folder's dtype `own`, run in `dtype`. The weights are read anew
     whenever they are used, so that the model is never in memory as a whole."""
     give_back()
-    # The fused kernels for experts know no float64; the account of noise does not need them.
-    experts = "batched_mm" if dtype == torch.float64 else None
+    # The fused kernels for experts know no float64; the account of noise does not need them. The class's own
+    # loop over experts makes no copy of one for each token.
+    experts = "eager" if dtype == torch.float64 else None
     model, account = model_class.from_pretrained(
         folder,
         dtype=own,

@@ -236,7 +236,7 @@ with module.staging(Path(sys.argv[1]), True) as folder:
 def test_another_rank_puts_nothing_into_a_folder_that_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may still be at its shards when the first one stops, and a folder with a new file cannot be removed."""
+    """It may still be at its shards when the first one stops, and a new file would keep the folder."""
     rmtree, met = shutil.rmtree, []
 
     def meeting(path: Path, ignore_errors: bool) -> None:
