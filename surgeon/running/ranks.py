@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from surgeon.errors import CheckpointError, Diagnostic, SurgeonError
 
 T = TypeVar("T")
 POLL = 0.02  # seconds between two looks at the store
+ATTEMPT = 2.0  # seconds of a try to reach the first rank
 FAREWELL = 10.0  # seconds that the first rank, which may hold the store, waits for the others to leave
 
 
@@ -119,16 +121,30 @@ def is_first() -> bool:
     return is_alone() or os.environ.get("RANK", "0") == "0"
 
 
+def _met() -> Ranks:
+    """Meet the other ranks. Torch tries to reach the first one's store in code that heeds no signal, so all
+    but the first, which waits for them, try for a moment at a time."""
+    from torch.distributed import DistNetworkError, rendezvous
+    from torch.distributed.constants import default_pg_timeout
+
+    end = time.monotonic() + default_pg_timeout.total_seconds()
+    timeout = default_pg_timeout if is_first() else timedelta(seconds=ATTEMPT)
+    while True:
+        try:
+            store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+            return Ranks(rank, size, store)
+        except DistNetworkError:
+            if time.monotonic() > end:
+                raise
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """The ranks of this process's job."""
     if is_alone():
         yield Ranks()
         return
-    from torch.distributed import rendezvous
-
-    store, rank, size = next(iter(rendezvous("env://")))
-    ranks = Ranks(rank, size, store)
+    ranks = _met()
     try:
         yield ranks
     finally:

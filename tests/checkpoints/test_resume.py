@@ -246,6 +246,32 @@ def test_a_rank_that_dies_ends_the_job(source: Path, tmp_path: Path) -> None:
     assert not hidden(out)
 
 
+ALONE = """
+import signal, sys
+from surgeon.running.ranks import joined
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+print(flush=True)
+with joined():
+    pass
+"""
+
+
+def test_a_rank_that_waits_for_the_first_one_heeds_a_signal() -> None:
+    """Without torchrun nobody kills it after that."""
+    job = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}  # nobody is there
+    with subprocess.Popen(
+        [sys.executable, "-c", ALONE],
+        env=os.environ | job,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as waiting:
+        assert waiting.stdout is not None
+        waiting.stdout.readline()
+        time.sleep(1.5)  # torch is imported and tries
+        waiting.terminate()
+        assert waiting.wait(timeout=30) == 7
+
+
 @pytest.mark.parametrize(
     ("environment", "speaks"),
     [
