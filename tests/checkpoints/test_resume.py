@@ -269,7 +269,10 @@ def test_a_rank_that_waits_for_the_first_one_heeds_a_signal() -> None:
         waiting.stdout.readline()
         time.sleep(1.5)  # torch is imported and tries
         waiting.terminate()
-        assert waiting.wait(timeout=30) == 7
+        try:
+            assert waiting.wait(timeout=30) == 7
+        finally:
+            waiting.kill()
 
 
 @pytest.mark.parametrize(
