@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from surgeon.checkpoints.staging import staging
 from surgeon.checkpoints.writing import Spec, shards_of, write_shards
 from surgeon.errors import CheckpointError
 from surgeon.operations import size_of
-from surgeon.running.ranks import is_first
+from surgeon.running.ranks import is_first, joined
 
 SHARD = "40KB"
 JOB = {"recipe": "a", "source": "b"}
@@ -246,19 +247,30 @@ def test_a_rank_that_dies_ends_the_job(source: Path, tmp_path: Path) -> None:
     assert not hidden(out)
 
 
+def test_a_rank_without_an_address_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "", "MASTER_PORT": ""}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CheckpointError, match="rank 1 of 2 does not know where the first one is") as caught:
+        joined().__enter__()
+    assert caught.value.code == "S417"
+
+
 ALONE = """
 import signal, sys
 from surgeon.running.ranks import joined
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 print(flush=True)
-with joined():
-    pass
+with joined() as ranks:
+    ranks.agree(int)
 """
 
 
-def test_a_rank_that_waits_for_the_first_one_heeds_a_signal() -> None:
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_waits_for_the_other_heeds_a_signal(rank: str) -> None:
     """Without torchrun nobody kills it after that."""
-    job = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}  # nobody is there
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    job = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     with subprocess.Popen(
         [sys.executable, "-c", ALONE],
         env=os.environ | job,
