@@ -124,8 +124,8 @@ def is_first() -> bool:
 def _met() -> Ranks:
     """The store that the ranks share: torchrun's, or one that the first of them holds.
 
-    Torch waits for others in code that heeds no signal. So the first rank does not wait, and those that cannot
-    reach it try for a moment at a time. Raises CheckpointError S417 where the first rank is not named.
+    Torch waits for others in code that heeds no signal. So the first rank does not wait, and those that
+    cannot reach it try for a moment at a time. Raises CheckpointError S417 where the first rank is not named.
     """
     from torch.distributed import DistNetworkError, TCPStore, rendezvous
     from torch.distributed.constants import default_pg_timeout

@@ -257,11 +257,13 @@ def test_a_rank_without_an_address_is_told_what_it_needs(monkeypatch: pytest.Mon
 
 ALONE = """
 import signal, sys
+from surgeon.running import ranks
 from surgeon.running.ranks import joined
+ranks.FAREWELL = 0.1
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 print(flush=True)
-with joined() as ranks:
-    ranks.agree(int)
+with joined() as both:
+    both.agree(int)
 """
 
 
