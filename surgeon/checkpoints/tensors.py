@@ -23,7 +23,7 @@ from surgeon.checkpoints.stamps import Stamp
 from surgeon.errors import CheckpointError, fail
 
 OPEN_FILES = 32  # of one checkpoint at a time
-BLOCK_ELEMENTS = 1 << 18  # of a block: what is made of it stays in the processor's cache
+BLOCK_ELEMENTS = 1 << 19  # of a block: what is made of it stays in the processor's cache
 Box = tuple[tuple[int, int], ...]  # for each axis the first position and the one after the last
 
 

@@ -35,7 +35,7 @@ from surgeon.verification.shelf import LARGE
 TRIED_BLOCKS = 16
 TRIED_WHOLE = 1 << 24  # elements of a tensor that is made at once to see how long that takes
 TRIED_BYTES = 32 * 1024 * 1024  # written to the output's disk, to see how fast it is
-SUNDRIES = 64 * 1024 * 1024  # what libraries load and keep once they run
+SUNDRIES = 96 * 1024 * 1024  # what libraries load and keep once they run
 WORK, EXACT = 4, 8  # bytes of an element in the arithmetic of growing, and in that of the proof
 TEMPORARIES = 4  # of its size: the block, its shares, its noise, and what is written
 NOISY = 7  # the same where noise is drawn for all of a tensor: drawn, centred, squared, levelled
