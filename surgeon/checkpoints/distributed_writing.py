@@ -113,24 +113,25 @@ def _save(chunk: Tensor, sink: Sink, about: list[Any]) -> None:
 
 
 def _chunks(spec: Spec, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Blocks of rows put together to chunks of CHUNK_BYTES or a single row."""
-    across = prod(spec.shape[1:]) * spec.dtype.itemsize
-    height = max(1, CHUNK_BYTES // max(1, across))
+    """Blocks of rows, or of what is within one, put together to chunks of CHUNK_BYTES or a single row."""
+    across = prod(spec.shape[1:])
+    height = max(1, CHUNK_BYTES // max(1, across * spec.dtype.itemsize))
     chunk, filled = torch.empty(0), 0
     for block in blocks:
-        if block.dtype != spec.dtype or block.shape[1:] != spec.shape[1:]:
+        if block.dtype != spec.dtype or block.shape[1:][-1:] != spec.shape[1:][-1:]:
             raise AssertionError(f"{spec.name}: {tuple(block.shape)} {block.dtype} is not of {spec}")
         if not spec.shape:
             yield block.detach().cpu().clone()
             return
-        while len(block):
+        rest = block.flatten()
+        while len(rest):
             if not filled:
                 chunk = torch.empty(min(height, spec.shape[0]), *spec.shape[1:], dtype=spec.dtype)
-            part = block[: len(chunk) - filled]
-            chunk[filled : filled + len(part)] = part
-            block, filled = block[len(part) :], filled + len(part)
-            if filled == len(chunk):
+            part = rest[: chunk.numel() - filled]
+            chunk.view(-1)[filled : filled + len(part)] = part
+            rest, filled = rest[len(part) :], filled + len(part)
+            if filled == chunk.numel():
                 yield chunk
                 filled = 0
     if filled:
-        yield chunk[:filled].clone()
+        yield chunk[: filled // across].clone()

@@ -56,8 +56,9 @@ class Journal:
         return any(self.folder.glob(f".*{DONE}"))
 
     def forget(self) -> None:
-        """Remove all notes: the folder is finished."""
-        for note in (JOB, f".*{DONE}", ".*.new"):
+        """Remove all notes: the folder is finished. Whose shards they are goes last, for who is killed on the
+        way leaves shards that a run may go on from."""
+        for note in (".*.new", f".*{DONE}", JOB):
             for file in self.folder.glob(note):
                 file.unlink()
 

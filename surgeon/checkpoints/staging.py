@@ -24,6 +24,7 @@ from surgeon.errors import CheckpointError, fail
 from surgeon.running.stops import Deferral
 
 NEW, OLD = "surgeon", "old"  # what is being written; what stood there, for the moment of two renames
+REMOVED = "removed_"  # in place of the letters drawn at random
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
@@ -145,8 +146,11 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder with all it holds, a file or a link, as far as the system lets us."""
+    """Remove a hidden folder with all it holds, a file or a link, as far as the system lets us. A folder gets
+    another name first, so that another rank, which may still be writing, can put nothing new into it."""
     if path.is_dir() and not path.is_symlink():
+        with contextlib.suppress(OSError):
+            path = path.rename(path.with_name(path.name[: -len(REMOVED)] + REMOVED))
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):

@@ -6,8 +6,9 @@ from __future__ import annotations
 import io
 import mmap
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -22,7 +23,8 @@ from surgeon.checkpoints.stamps import Stamp
 from surgeon.errors import CheckpointError, fail
 
 OPEN_FILES = 32  # of one checkpoint at a time
-BLOCK_ELEMENTS = 1 << 18  # of a block: what is made of it stays in the processor's cache
+BLOCK_ELEMENTS = 1 << 19  # of a block: what is made of it stays in the processor's cache
+Box = tuple[tuple[int, int], ...]  # for each axis the first position and the one after the last
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,73 @@ def _open(file: Path) -> io.FileIO:
     return io.FileIO(file)
 
 
+class InFiles(ABC):
+    """A tensor that is read when it is asked for, by rows. Reading raises CheckpointError S403 (a file cannot
+    be read, or ends too early), S404 (what is read holds NaN or infinity) and S415 (a file changed since its
+    header was read)."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Some rows that follow one another, of shape ``[stop - start, ...]``."""
+
+    @abstractmethod
+    def at(self, row: int) -> InFiles:
+        """One row, as a tensor of the other axes that stays in its files."""
+
+    def whole(self) -> Tensor:
+        return self.rows(0, self._count).reshape(self.shape)
+
+    def select(self, index: Index) -> Tensor:
+        """The rows of `index`, in its order, each run of neighbours read at once."""
+        if len(index) and (np.diff(index) == 1).all():
+            return self.rows(int(index[0]), int(index[-1]) + 1)
+        wanted, place = np.unique(index, return_inverse=True)
+        starts = np.flatnonzero(np.diff(wanted, prepend=wanted[:1] - 2) != 1)
+        runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, starts[1:]) if len(run)]
+        if not runs:
+            return self.rows(0, 0)
+        parts = [self.rows(*run) for run in runs]
+        found = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if np.array_equal(wanted, index):
+            return found
+        return found.index_select(0, torch.from_numpy(place))
+
+    def box(self, box: Box) -> Tensor:
+        """The elements of a box, of its shape."""
+        if not box:
+            return self.whole()
+        (start, stop), *others = box
+        if len(others) > 1 and stop - start == 1:
+            return self.at(start).box(tuple(others))[None]
+        return self.rows(start, stop)[(slice(None), *(slice(*other) for other in others))]
+
+    def stretch(self, first: int, count: int) -> Tensor:
+        """`count` elements from the `first` on, counted row by row: of whole rows, or within one row."""
+        across = prod(self.shape[1:])
+        if not self.shape or (first % across == 0 and count % across == 0):
+            start = first // across
+            return self.rows(start, start + count // across).flatten()
+        return self.at(first // across).stretch(first % across, count)
+
+    @property
+    def _count(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+
 @dataclass
-class StoredTensor:
+class StoredTensor(InFiles):
     """A tensor that stays in its files; any rows of it are read when asked for. `sound` are the rows seen to
     be finite, shared by all who read the tensor."""
 
@@ -108,13 +175,17 @@ class StoredTensor:
     def dtype(self) -> torch.dtype:
         return self.entry.dtype
 
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def whole(self) -> Tensor:
-        """All of it. Raises as :meth:`rows`."""
-        return self.rows(0, self._count).reshape(self.shape)
+    def at(self, row: int) -> StoredTensor:
+        rest = self.shape[1:]
+        pieces = []
+        for piece in self.entry.pieces:
+            inside = row - piece.at[0]
+            if 0 <= inside < piece.shape[0]:
+                begin = piece.offset + inside * prod(piece.shape[1:]) * self.dtype.itemsize
+                pieces.append(Piece(piece.file, begin, piece.at[1:], piece.shape[1:]))
+        entry = replace(self.entry, shape=rest, pieces=tuple(pieces))
+        sound = np.full(rest[0] if rest else 1, self.sound[row])
+        return StoredTensor(self.name, entry, self.files, sound)
 
     def mapped(self) -> Tensor:
         """All of it, as :meth:`whole`, but mapped where it is one stretch of a file, copy-on-write: quicker
@@ -130,27 +201,7 @@ class StoredTensor:
         found = torch.from_numpy(np.frombuffer(pages, np.uint8, self.entry.bytes, before))
         return self._seen(found.view(self.dtype).reshape(self.shape), 0, self._count)
 
-    def select(self, index: Index) -> Tensor:
-        """The rows of `index`, in its order, each run of neighbours read at once. Raises as :meth:`rows`."""
-        if len(index) and (np.diff(index) == 1).all():
-            return self.rows(int(index[0]), int(index[-1]) + 1)
-        wanted, place = np.unique(index, return_inverse=True)
-        starts = np.flatnonzero(np.diff(wanted, prepend=wanted[:1] - 2) != 1)
-        runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, starts[1:]) if len(run)]
-        if not runs:
-            return self.rows(0, 0)
-        parts = [self.rows(*run) for run in runs]
-        found = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if np.array_equal(wanted, index):
-            return found
-        return found.index_select(0, torch.from_numpy(place))
-
     def rows(self, start: int, stop: int) -> Tensor:
-        """Some rows that follow one another, of shape ``[stop - start, ...]``.
-
-        Raises CheckpointError S403 (a file cannot be read, or ends too early), S404 (they hold NaN or
-        infinity) and S415 (a file changed since its header was read).
-        """
         rest, size = self.shape[1:], self.dtype.itemsize
         count = (stop - start) * prod(rest)
         if not count:
@@ -183,28 +234,54 @@ class StoredTensor:
             self.sound[start:stop] = True
         return rows
 
-    @property
-    def _count(self) -> int:
-        return self.shape[0] if self.shape else 1
-
 
 def _memory(count: int) -> Tensor:
     """Bytes to read into. Numpy asks for huge pages, and to read is twice as fast as into torch's own."""
     return torch.from_numpy(np.empty(count, np.uint8))
 
 
-Held = Tensor | StoredTensor  # in memory, or in files still
+Held = Tensor | InFiles  # in memory, or in files still
 
 
 def rows_of(tensor: Held, index: Index | None) -> Tensor:
     """The rows of `index` in its order, or all; a view where they follow one another in memory."""
-    if isinstance(tensor, StoredTensor):
+    if isinstance(tensor, InFiles):
         return tensor.whole() if index is None else tensor.select(index)
     if index is None:
         return tensor
     if len(index) and (np.diff(index) == 1).all():
         return tensor[int(index[0]) : int(index[0]) + len(index)]
     return tensor.index_select(0, torch.from_numpy(index).to(tensor.device))
+
+
+def row_at(tensor: Held, row: int) -> Held:
+    """One row of a tensor, left in its files where it is."""
+    return tensor.at(row) if isinstance(tensor, InFiles) else tensor[row]
+
+
+def box_of(tensor: Held, box: Box) -> Tensor:
+    """The elements of a box, of its shape."""
+    return tensor.box(box) if isinstance(tensor, InFiles) else tensor[tuple(slice(*side) for side in box)]
+
+
+def full(shape: tuple[int, ...]) -> Box:
+    return tuple((0, size) for size in shape)
+
+
+def boxes_of(shape: tuple[int, ...]) -> Iterator[Box]:
+    """The boxes of a tensor of `shape`, in the order in which they lie in memory: a cacheful of rows each, or
+    of the rows of one row where that is larger."""
+    if len(shape) > 2 and prod(shape[1:]) > BLOCK_ELEMENTS:
+        for row in range(shape[0]):
+            yield from (((row, row + 1), *box) for box in boxes_of(shape[1:]))
+    else:
+        yield from row_boxes(shape)
+
+
+def row_boxes(shape: tuple[int, ...]) -> Iterator[Box]:
+    """The blocks of rows of :func:`row_blocks` as boxes."""
+    for rows in row_blocks(shape):
+        yield full(shape) if rows is None else ((int(rows[0]), int(rows[-1]) + 1), *full(shape[1:]))
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[Index | None]:

@@ -83,8 +83,9 @@ def write_shards(
 ) -> None:
     """Write some shards of a checkpoint, those left out that `journal` knows to be finished.
 
-    `produce` gives a tensor in blocks of rows; one is made while the last is written, so a few blocks at
-    a time are in memory. With a journal each shard is synced and noted there, while the next is written.
+    `produce` gives a tensor in blocks of rows, or of what is within one; one is made while the last is
+    written, so a few blocks at a time are in memory. With a journal each shard is synced and noted there,
+    while the next is written.
     """
     with ThreadPoolExecutor(1) as syncer:
         notes = []
@@ -165,7 +166,7 @@ def _write_file(
         for spec in specs:
             size = 0
             for block in produce(spec.name):
-                if block.dtype != spec.dtype or block.shape[1:] != spec.shape[1:]:
+                if block.dtype != spec.dtype or block.shape[1:][-1:] != spec.shape[1:][-1:]:
                     raise AssertionError(f"{spec.name}: {tuple(block.shape)} {block.dtype} is not of {spec}")
                 if len(under_way) == BLOCKS_UNDER_WAY:
                     under_way.popleft().result()

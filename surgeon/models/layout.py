@@ -13,16 +13,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgeon.checkpoints.moves import Moved, record
 from surgeon.errors import CheckpointError, ModelError, fail
 
 
 @dataclass(frozen=True)
 class Bundle:
     """Tensors that are stored in another layout than they are held in, as far as they depend on one
-    another: their names in the module, and on disk in the order in which they are converted."""
+    another: their names in the module, and on disk in the order in which they are converted. `moves` are the
+    elements on disk that each one in the module consists of; None where it is made of them in another way."""
 
     held: tuple[str, ...]
     stored: tuple[str, ...]
+    moves: Mapping[str, Moved] | None = field(default=None, repr=False)
+
+
+# The tensors on meta, and the elements that each one consists of, or None where it is made in another way.
+Written = tuple[dict[str, Tensor], Mapping[str, Moved] | None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,10 @@ class Layout:
         module._weight_conversions = _used(module, bundle.stored)
         return dict(revert_weight_conversion(module, {name: held[name] for name in bundle.held}))
 
+    def written(self, bundle: Bundle, held: Mapping[str, Tensor]) -> Written:
+        """How tensors of a bundle, given on meta, stand on disk."""
+        return record(lambda tensors: self.store(bundle, tensors), held)
+
 
 def read_layout(module: nn.Module, on_disk: Mapping[str, Tensor]) -> Layout:
     """The layout under which `module` finds its tensors on disk.
@@ -76,8 +87,9 @@ def read_layout(module: nn.Module, on_disk: Mapping[str, Tensor]) -> Layout:
     layout = Layout(module, names, ())
     bundles = []
     for stored in groups.values():
-        held = _converted(module, {disk: on_disk[disk] for disk in stored})
-        bundle = Bundle(tuple(held), tuple(stored))
+        given = {disk: on_disk[disk] for disk in stored}
+        held, moves = record(lambda tensors: _converted(module, tensors), given)
+        bundle = Bundle(tuple(held), tuple(stored), moves)
         back = layout.store(bundle, held)
         if {n: t.shape for n, t in back.items()} != {n: on_disk[n].shape for n in stored}:
             raise fail(

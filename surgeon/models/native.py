@@ -19,6 +19,7 @@ from surgeon.running.memory import give_back
 
 SIZE_LIMIT = 1 << 30
 HUGE = 1 << 26  # elements
+PICKED = "batched_mm"  # experts as one tensor, from which those of each token are picked
 MAX_PARAMETERS = 200_000  # tensors; a config that asks for more has a wrong number of layers
 
 
@@ -149,11 +150,13 @@ def build_meta(
     model_class: Any,
     changes: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    experts: str = PICKED,
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """A module on meta in eval mode, and the real values of all its buffers, by name.
 
     `changes` are those by which the config differs from the source's; `dtype` is that of parameters and of
-    buffers which follow it, by default float32. Raises ModelError S220 when the class refuses the config.
+    buffers which follow it, by default float32; `experts` is transformers' name of how experts are computed.
+    Raises ModelError S220 when the class refuses the config.
     """
     config = copy.deepcopy(config)
     for part in (config, *(v for v in getattr(config, "__dict__", {}).values() if hasattr(v, "to_dict"))):
@@ -162,7 +165,7 @@ def build_meta(
                 setattr(part, name, False)
     try:
         with parameters_on_meta(), torch.no_grad():
-            module = _construct(config, model_class, {} if dtype is None else {"dtype": dtype})
+            module = _construct(config, model_class, {} if dtype is None else {"dtype": dtype}, experts)
     except Exception as error:
         raise refusal(config, changes or {}, error) from error
     module.eval()
@@ -189,12 +192,12 @@ def _hold_as_buffers(module: Any) -> None:
         owner.register_buffer(last, made, persistent=False)
 
 
-def _construct(config: Any, model_class: Any, options: Mapping[str, Any]) -> nn.Module:
-    """The model with attention as one op, and with experts picked by index: their sizes are then in the
-    graph, where grouped kernels hide them and a loop over experts depends on the tokens."""
+def _construct(config: Any, model_class: Any, options: Mapping[str, Any], experts: str) -> nn.Module:
+    """The model with attention as one op, and with experts PICKED by index unless told otherwise: their sizes
+    are then in the graph, where grouped kernels hide them and a loop over experts depends on the tokens."""
     for attention in ("sdpa", "eager"):
         with contextlib.suppress(ValueError, ImportError):
             return model_class._from_config(
-                config, attn_implementation=attention, experts_implementation="batched_mm", **options
+                config, attn_implementation=attention, experts_implementation=experts, **options
             )
     return model_class._from_config(config, **options)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from surgeon.checkpoints.moves import MovedTensor
 from surgeon.checkpoints.reading import Checkpoint, resolve_names
-from surgeon.checkpoints.tensors import Held, row_blocks, rows_of
+from surgeon.checkpoints.tensors import Held, InFiles, row_blocks, rows_of
 from surgeon.errors import CheckpointError, fail
 from surgeon.models.layout import Bundle, Layout, read_layout
 
@@ -23,25 +24,28 @@ class StoredModel:
     names: Mapping[str, str]
     persistent: frozenset[str] = frozenset()  # the module's buffers that belong into a checkpoint
     twins: Mapping[str, str] = field(default_factory=dict)  # further disk names of a tied tensor
-    _held: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the bundle read last
+    _held: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the bundle made whole last
 
     def read(self, name: str) -> Tensor:
         """One tensor as the module holds it. Raises CheckpointError S403, S404."""
-        if name in self.names:
-            return self.checkpoint.read(self.names[name])
-        if name not in self._held:
-            bundle = self.bundle_of(name)
-            self._held = {}  # before the next one is made
-            self._held = self.layout.hold(bundle, {n: self.checkpoint.read(n) for n in bundle.stored})
-        return self._held[name]
+        held = self.open(name)
+        return held.whole() if isinstance(held, InFiles) else held
 
     def holds(self, name: str) -> bool:
         """Whether :meth:`read` knows a name; of a tied tensor it knows one."""
         return name in self.names or any(name in bundle.held for bundle in self.layout.bundles)
 
     def open(self, name: str) -> Held:
-        """The same, left in its files where it is stored as it is held."""
-        return self.checkpoint.open(self.names[name]) if name in self.names else self.read(name)
+        """The same, left in its files where its elements are only moved from how they are stored."""
+        if name in self.names:
+            return self.checkpoint.open(self.names[name])
+        bundle = self.bundle_of(name)
+        if bundle.moves is not None:
+            return MovedTensor(bundle.moves[name], self.checkpoint.open)
+        if name not in self._held:
+            self._held = {}  # before the next one is made
+            self._held = self.layout.hold(bundle, {n: self.checkpoint.read(n) for n in bundle.stored})
+        return self._held[name]
 
     def buffers(self) -> dict[str, Tensor]:
         """The buffers that the checkpoint holds: running statistics, say."""

@@ -101,6 +101,29 @@ class Transform:
     def changes(self) -> bool:
         return self.scale is not None or any(a.index is not None for a in self.axes)
 
+    @property
+    def consumed(self) -> tuple[int, ...]:
+        """The axes that are shared out over copies."""
+        return tuple(i for i, a in enumerate(self.axes) if a.spread is not None and a.index is not None)
+
+    @property
+    def is_parted(self) -> bool:
+        """Whether each position of the first axis, an expert say, is expanded by itself. Noise is then
+        at its level for each channel of it."""
+        if len(self.axes) < 3 or self.axes[0].index is not None or self.axes[0].spread is not None:
+            return False
+        return self.noise is None or self.consumed[0] > 1
+
+    def at(self, position: int) -> Transform:
+        """The expansion of what is at one position of the first axis."""
+        scale, noise = self.scale, self.noise
+        if scale is not None:
+            cells, (first, *others) = scale
+            scale = cells[first[position]], tuple(others)
+        if noise is not None:
+            noise = Noise(noise.snr, zlib.crc32(f"{noise.seed}:{position}".encode()))
+        return Transform(self.name, self.axes[1:], scale, self.offset, noise)
+
     def describe(self) -> str:
         """In the language's own words: ``copy(0) * share(1) symmetric * 0.5``."""
         words = [

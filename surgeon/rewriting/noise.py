@@ -18,7 +18,7 @@ DRAW_ELEMENTS = (
 
 def draws_whole(transform: Transform) -> bool:
     """Whether noise sums over the first axis, so that no row of it can be made alone."""
-    return transform.noise is not None and _consumed(transform)[0] == 0
+    return transform.noise is not None and transform.consumed[0] == 0
 
 
 def null_space_noise(out: Tensor, transform: Transform, rows: Index | None) -> Tensor:
@@ -33,7 +33,7 @@ def null_space_noise(out: Tensor, transform: Transform, rows: Index | None) -> T
         of the first axis that is not consumed (an output channel of a linear layer).
     """
     assert transform.noise is not None
-    consumed = _consumed(transform)
+    consumed = transform.consumed
     dim = consumed[0]
     axis = transform.axes[dim]
     assert axis.index is not None
@@ -65,10 +65,6 @@ def _mean_of_copies(noise: Tensor, dim: int, axis: AxisGrowth) -> Tensor:
     sums = torch.zeros(shape, dtype=noise.dtype, device=noise.device).index_add_(dim, index, noise)
     along = [-1 if i == dim else 1 for i in range(noise.ndim)]
     return (sums / counts.reshape(along)).index_select(dim, index)
-
-
-def _consumed(transform: Transform) -> list[int]:
-    return [d for d, a in enumerate(transform.axes) if a.spread is not None and a.index is not None]
 
 
 def _gaussian(transform: Transform, rows: Index | None) -> Tensor:

@@ -8,13 +8,14 @@ matrix minus its mean over the copies of each source channel.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from surgeon.axes.maps import NEW, Index, copies_of
-from surgeon.checkpoints.tensors import Held, row_blocks, rows_of
+from surgeon.checkpoints.tensors import BLOCK_ELEMENTS, Box, Held, full, row_at, row_boxes, rows_of
 from surgeon.planning.transforms import AxisGrowth, Transform
 from surgeon.rewriting.noise import draws_whole, null_space_noise
 from surgeon.running.parallel import side_by_side
@@ -46,6 +47,12 @@ def expand(
         whole = expand(tensor, transform, dtype, None, device)
         return whole[torch.from_numpy(rows).to(whole.device)]
     result_dtype = dtype or tensor.dtype
+    if transform.noise is not None and transform.is_parted:
+        wanted = range(transform.target_shape[0]) if rows is None else rows.tolist()
+        made = torch.empty((len(wanted), *transform.target_shape[1:]), dtype=result_dtype, device=device)
+        for place, row in enumerate(wanted):
+            made[place] = expand(row_at(tensor, row), transform.at(row), dtype, None, device)
+        return made
     axes, taken = transform.axes, _rows(tensor, transform, rows).to(device or tensor.device)
     if not transform.changes:
         return taken.to(result_dtype)
@@ -70,9 +77,46 @@ def expand(
 def blocks(
     tensor: Held, transform: Transform, dtype: torch.dtype | None, device: torch.device
 ) -> Iterator[Tensor]:
-    """The grown tensor on `device` as consecutive blocks of rows, so that it is never held whole."""
-    several = [None] if draws_whole(transform) else row_blocks(transform.target_shape)
-    return side_by_side(lambda rows: expand(tensor, transform, dtype, rows, device), several, device)
+    """The grown tensor on `device` as consecutive blocks of rows, or of what is within one, so that it is
+    never held whole."""
+    boxes = block_boxes(transform)
+    return side_by_side(lambda box: expand_box(tensor, transform, box, dtype, device), boxes, device)
+
+
+def block_boxes(transform: Transform) -> Iterator[Box]:
+    """The boxes that a grown tensor is made in, in the order in which they lie in memory."""
+    shape = transform.target_shape
+    if draws_whole(transform):
+        yield full(shape)
+    elif transform.is_parted and prod(shape[1:]) > BLOCK_ELEMENTS:
+        for row in range(shape[0]):
+            yield from (((row, row + 1), *box) for box in block_boxes(transform.at(row)))
+    else:
+        yield from row_boxes(shape)
+
+
+def makes_rows(transform: Transform, box: Box) -> bool:
+    """Whether a box of the grown tensor is made without anything around it."""
+    if transform.is_parted and box[0][1] - box[0][0] == 1:
+        return makes_rows(transform.at(box[0][0]), box[1:])
+    return box[1:] == full(transform.target_shape[1:]) and not draws_whole(transform)
+
+
+def expand_box(
+    tensor: Held,
+    transform: Transform,
+    box: Box,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Some of the grown tensor, as :func:`expand` makes it; of other axes than the first, all is made and
+    then cut."""
+    if transform.is_parted and box[0][1] - box[0][0] == 1:
+        row = box[0][0]
+        return expand_box(row_at(tensor, row), transform.at(row), box[1:], dtype, device)[None]
+    rows = None if box[:1] == full(transform.target_shape[:1]) else np.arange(*box[0])
+    made = expand(tensor, transform, dtype, rows, device)
+    return made[tuple(slice(*side) if i else slice(None) for i, side in enumerate(box))]
 
 
 def _rows(tensor: Held, transform: Transform, rows: Index | None) -> Tensor:

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
-from surgeon.errors import CheckpointError, Diagnostic, SurgeonError
+from surgeon.errors import CheckpointError, Diagnostic, SurgeonError, fail
 
 T = TypeVar("T")
 POLL = 0.02  # seconds between two looks at the store
+ATTEMPT = 2.0  # seconds of a try to reach the first rank
 FAREWELL = 10.0  # seconds that the first rank, which may hold the store, waits for the others to leave
 
 
@@ -119,16 +121,45 @@ def is_first() -> bool:
     return is_alone() or os.environ.get("RANK", "0") == "0"
 
 
+def _met() -> Ranks:
+    """The store that the ranks share: torchrun's, or one that the first of them holds.
+
+    Torch waits for others in code that heeds no signal. So the first rank does not wait, and those that
+    cannot reach it try for a moment at a time. Raises CheckpointError S417 where the first rank is not named.
+    """
+    from torch.distributed import DistNetworkError, TCPStore, rendezvous
+    from torch.distributed.constants import default_pg_timeout
+
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store, rank, size = next(iter(rendezvous("env://")))
+        return Ranks(rank, size, store)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if not host or not port.isdigit():
+        raise fail(
+            CheckpointError,
+            "S417",
+            f"rank {rank} of {size} does not know where the first one is",
+            help="start the ranks with torchrun, or set MASTER_ADDR and MASTER_PORT",
+        )
+    end = time.monotonic() + default_pg_timeout.total_seconds()
+    timeout = default_pg_timeout if rank == 0 else timedelta(seconds=ATTEMPT)
+    while True:
+        try:
+            shared = TCPStore(host, int(port), size, rank == 0, timeout=timeout, wait_for_workers=False)
+            return Ranks(rank, size, shared)
+        except DistNetworkError:
+            if rank == 0 or time.monotonic() > end:
+                raise
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """The ranks of this process's job."""
     if is_alone():
         yield Ranks()
         return
-    from torch.distributed import rendezvous
-
-    store, rank, size = next(iter(rendezvous("env://")))
-    ranks = Ranks(rank, size, store)
+    ranks = _met()
     try:
         yield ranks
     finally:

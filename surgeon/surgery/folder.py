@@ -142,7 +142,7 @@ def _finish(
         _write_config(source, plan, folder, delivery.dtype)
         report = _proved(surgery, stored, grown, delivery, source.folder, folder, stage)
         stored.checkpoint.refuse_changes()
-        notes = (*_notes(stored, source.model_class), *said)
+        notes = (*_notes(stored, grown, source.model_class), *said)
         record = record_of(surgery, report, source.name) | {"notes": notes}
         write_surgery(folder, record)
         write_card(folder, source.name, record)
@@ -172,7 +172,7 @@ def _proved(
     return prove_folders(surgery, stored, source, folder, delivery.dtype, delivery.device, stage)
 
 
-def _notes(stored: StoredModel, model_class: Any) -> tuple[str, ...]:
+def _notes(stored: StoredModel, grown: GrownCheckpoint, model_class: Any) -> tuple[str, ...]:
     """What the user should know about the folder written."""
     notes, unused, saved = [], stored.unused(), stored.checkpoint.saved
     if unused:
@@ -181,6 +181,10 @@ def _notes(stored: StoredModel, model_class: Any) -> tuple[str, ...]:
     if saved is not None and saved.others:
         said = f"{len(saved.others)} values ({_some(saved.others)})"
         notes.append(f"left out, as they are no weights of the model: {said}")
+    whole = [name for bundle in grown.converted for name in bundle.stored]
+    if whole:
+        said = f"{len(whole)} tensors ({_some(whole)})"
+        notes.append(f"converted whole, as more is done to them than to move their elements: {said}")
     if saved is not None:
         notes.append(
             "written for torch.distributed.checkpoint.load, as the source is; not for from_pretrained"

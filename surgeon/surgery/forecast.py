@@ -7,7 +7,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from math import prod
@@ -17,22 +17,29 @@ from typing import Any
 import torch
 
 from surgeon.checkpoints.distributed_writing import CHUNK_BYTES, CHUNKS_UNDER_WAY
-from surgeon.checkpoints.tensors import BLOCK_ELEMENTS, row_blocks
+from surgeon.checkpoints.tensors import BLOCK_ELEMENTS
 from surgeon.checkpoints.writing import BLOCKS_UNDER_WAY, Shard, Spec, shards_of
 from surgeon.graph.places import op_name
 from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
 from surgeon.rewriting.checkpoint import GrownCheckpoint
 from surgeon.rewriting.noise import draws_whole
-from surgeon.rewriting.weights import expand
+from surgeon.rewriting.weights import block_boxes, expand_box
 from surgeon.surgery.result import Delivery
 from surgeon.surgery.subject import Surgery
+from surgeon.surgery.values import values_of
 from surgeon.verification.execution import ROWWISE
+from surgeon.verification.native import CONVERTED_BYTES, WIDER, is_held_by_stock
+from surgeon.verification.shelf import LARGE
 
 TRIED_BLOCKS = 16
+TRIED_WHOLE = 1 << 24  # elements of a tensor that is made at once to see how long that takes
 TRIED_BYTES = 32 * 1024 * 1024  # written to the output's disk, to see how fast it is
+SUNDRIES = 96 * 1024 * 1024  # what libraries load and keep once they run
 WORK, EXACT = 4, 8  # bytes of an element in the arithmetic of growing, and in that of the proof
 TEMPORARIES = 4  # of its size: the block, its shares, its noise, and what is written
+NOISY = 7  # the same where noise is drawn for all of a tensor: drawn, centred, squared, levelled
+HEAP = 3 / 2  # the C library keeps some of what was freed: up to a third was seen
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Room:
 class Forecast:
     """What an apply will take.
 
-    `memory` is the peak beyond the interpreter, its libraries and the traced graphs. `room` is None where
+    `memory` is not exceeded beyond the interpreter, its libraries and the traced graphs. `room` is None where
     no output is named.
     """
 
@@ -61,10 +68,12 @@ class Forecast:
 
     @property
     def seconds(self) -> float | None:
-        """About how long reading, growing and writing take, without the proof."""
+        """About how long reading, growing and writing take, without the proof: the longer of the arithmetic
+        and of the disk, as one goes on while the other does. Both are measured for a moment, on a machine
+        that may be busy with other things then or later."""
         if self.room is None:
             return None
-        return self.growing + (self.bytes_in + self.bytes_out) / self.room.rate
+        return max(self.growing, (self.bytes_in + self.bytes_out) / self.room.rate)
 
     def as_dict(self) -> dict[str, Any]:
         """The forecast as JSON values."""
@@ -81,13 +90,14 @@ def forecast_stored(surgery: Surgery, stored: StoredModel, delivery: Delivery) -
     entries = stored.checkpoint.entries
     converted = (
         2 * sum(entries[name].bytes + specs[name].bytes for name in bundle.stored)
-        for bundle in layout.bundles
+        for bundle in grown.converted
     )
     shards = shards_of(list(specs.values()), delivery.shard_bytes)
     bytes_in = sum(entries[name].bytes for name in specs)
     chunk = min(CHUNK_BYTES, max((spec.bytes for spec in specs.values()), default=0))
     chunks = 0 if stored.checkpoint.saved is None else CHUNKS_UNDER_WAY * chunk
-    return _forecast(surgery.plan, shards, bytes_in, max(converted, default=0), delivery.out, chunks)
+    stock = _stock_experts(stored, grown, specs)
+    return _forecast(surgery.plan, shards, bytes_in, max(converted, default=0), delivery.out, chunks, stock)
 
 
 def forecast_planned(surgery: Surgery, delivery: Delivery, dtype: torch.dtype) -> Forecast:
@@ -100,32 +110,59 @@ def forecast_planned(surgery: Surgery, delivery: Delivery, dtype: torch.dtype) -
     return _forecast(plan, shards, bytes_in, 0, delivery.out)
 
 
+def _stock_experts(stored: StoredModel, grown: GrownCheckpoint, specs: Mapping[str, Spec]) -> int:
+    """Bytes of what stock transformers holds otherwise than it is stored: all of it, source or grown, the
+    source once more in a wider dtype, and the largest once more while it is converted; or one expert."""
+    bundles = stored.layout.bundles
+    after = [sum(specs[name].bytes for name in bundle.stored) for bundle in bundles]
+    if not is_held_by_stock(stored) or sum(after) > CONVERTED_BYTES:
+        each = [grown.transforms[name].target_shape[1:] for bundle in bundles for name in bundle.held]
+        return max((3 * prod(shape) * EXACT for shape in each), default=0)
+    before = [sum(stored.checkpoint.entries[name].bytes for name in bundle.stored) for bundle in bundles]
+    return max(sum(after) + max(after, default=0), 3 * sum(before) + max(before, default=0))
+
+
 def _forecast(
-    plan: Plan, shards: Sequence[Shard], bytes_in: int, bundle: int, out: Path | None, chunks: int = 0
+    plan: Plan,
+    shards: Sequence[Shard],
+    bytes_in: int,
+    bundle: int,
+    out: Path | None,
+    chunks: int = 0,
+    stock: int = 0,
 ) -> Forecast:
     """`bundle`: bytes of the largest one that is converted whole, source and grown, as held and as stored;
-    `chunks`: of what is put together before it is written."""
+    `chunks`: of what is put together before it is written; `stock`: of experts as stock holds them."""
     total = sum(shard.bytes for shard in shards)
-    memory = max(_writing(plan, bundle) + chunks, _proving(plan, shards))
+    memory = SUNDRIES + max(_writing(plan, bundle) + chunks, _proving(plan, shards, bundle, stock))
     if out is None:
         return Forecast(bytes_in, total, len(shards), memory)
     return Forecast(bytes_in, total, len(shards), memory, room_at(out), _growing(plan))
 
 
 def _growing(plan: Plan) -> float:
-    """Seconds of all arithmetic on all threads, after a few blocks of the largest tensor that changes; of
-    those with noise where there are any, which takes ten times as long as all else."""
+    """Seconds of all arithmetic on all threads, after a few blocks of the largest tensor that changes, or
+    after the smallest of those whose noise is drawn for all of it; of tensors with noise where there are any,
+    which takes ten times as long as all else."""
     noisy = [t for t in plan.transforms.values() if t.noise is not None]
     changing = noisy or [t for t in plan.transforms.values() if t.changes]
-    largest = max(changing, key=lambda t: (not draws_whole(t), prod(t.target_shape)), default=None)
-    if largest is None or draws_whole(largest):
-        return 0.0
-    source = torch.zeros((), dtype=torch.float32).expand(largest.source_shape)
-    start, made = time.perf_counter(), 0
-    for rows in islice(row_blocks(largest.target_shape), TRIED_BLOCKS):
-        made += expand(source, largest, torch.bfloat16, rows).numel()
-    each = (time.perf_counter() - start) / max(1, made) / torch.get_num_threads()
-    return each * sum(prod(t.target_shape) for t in changing)
+    whole = [t for t in changing if draws_whole(t)]
+    by_rows = [t for t in changing if not draws_whole(t)]
+    seconds = 0.0
+    for several, tried in (
+        (by_rows, max(by_rows, key=lambda t: prod(t.target_shape), default=None)),
+        (whole, min(whole, key=lambda t: prod(t.target_shape), default=None)),
+    ):
+        if tried is None or (several is whole and prod(tried.target_shape) > TRIED_WHOLE):
+            continue
+        source = torch.zeros((), dtype=torch.float32).expand(tried.source_shape)
+        start, made = time.perf_counter(), 0
+        for box in islice(block_boxes(tried), TRIED_BLOCKS):
+            made += expand_box(source, tried, box, torch.bfloat16).numel()
+        threads = 1 if several is whole else torch.get_num_threads()
+        each = (time.perf_counter() - start) / max(1, made) / threads
+        seconds += each * sum(prod(t.target_shape) for t in several)
+    return seconds
 
 
 def _writing(plan: Plan, bundle: int) -> int:
@@ -138,21 +175,39 @@ def _writing(plan: Plan, bundle: int) -> int:
     return source + max(blocks, TEMPORARIES * WORK * max(whole, default=0), bundle)
 
 
-def _proving(plan: Plan, shards: Sequence[Shard]) -> int:
-    """The largest tensor as stock transformers holds it, in its own dtype and in a wider one; or the
-    largest that an op reads whole in float64, source and grown."""
-    stock = max((2 * prod(spec.shape) * WORK for shard in shards for spec in shard.specs), default=0)
-    exact = 0
+def _proving(plan: Plan, shards: Sequence[Shard], bundle: int, experts: int) -> int:
+    """Values, and what is read to make them: the largest tensor that an op reads whole in float64, source and
+    grown, or blocks of rows; in stock transformers the largest one in its own dtype and in a wider one,
+    unless it is read in blocks, too."""
+    specs = [spec for shard in shards for spec in shard.specs]
+    wide = max((WIDER[spec.dtype].itemsize for spec in specs if spec.dtype in WIDER), default=EXACT)
+    values, by_rows = values_of(plan, wide), _read_by_rows(plan)
+    shapes = {name: t.target_shape for name, t in plan.transforms.items() if name not in by_rows}
+    stock = max((prod(shape) * (WORK + wide) for shape in shapes.values()), default=0)
+    stock = max(stock, 4 * min(LARGE, max((spec.bytes for spec in specs), default=0))) + experts
+    exact = bundle
+    for name, transform in plan.transforms.items():
+        # Of what is read by rows one position of the first axis is made whole where noise asks for that.
+        first = 0 if name in shapes else 1 if transform.noise and not transform.is_parted else None
+        if first is not None and (not first or len(transform.axes) > 2 or draws_whole(transform)):
+            first = 0 if draws_whole(transform) else first
+            sizes = transform.source_shape[first:], transform.target_shape[first:]
+            copies = NOISY if transform.noise else TEMPORARIES
+            exact = max(exact, (prod(sizes[0]) + copies * prod(sizes[1])) * EXACT)
+    blocks = (TEMPORARIES + 2) * torch.get_num_threads() * BLOCK_ELEMENTS * EXACT
+    return max(values.stock + stock, int(HEAP * (values.exact + exact + blocks)))
+
+
+def _read_by_rows(plan: Plan) -> frozenset[str]:
+    """The parameters that no op reads whole."""
     captured = plan.anatomy.captured
-    for node in captured.nodes:
-        if node.op == "placeholder" or op_name(node) in ROWWISE:
-            continue
-        for used in node.all_input_nodes:
-            transform = plan.transforms.get(captured.parameters.get(used.name, ""))
-            if transform is not None:
-                both = prod(transform.source_shape) + prod(transform.target_shape)
-                exact = max(exact, both * EXACT)
-    return max(stock, exact)
+    whole = {
+        captured.parameters.get(used.name)
+        for node in captured.nodes
+        if node.op != "placeholder" and op_name(node) not in ROWWISE
+        for used in node.all_input_nodes
+    }
+    return frozenset(name for name in captured.parameters.values() if name not in whole)
 
 
 def room_at(out: Path) -> Room:

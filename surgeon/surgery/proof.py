@@ -24,6 +24,7 @@ from surgeon.verification.native import (
     WIDER,
     Observed,
     compare_stock,
+    is_held_by_stock,
     observe_folder,
     observe_stored,
     observe_wider,
@@ -75,8 +76,11 @@ def prove_folders(
     own = dtype or main_dtype(source.checkpoint)
     asked = tuple(plan.scaled_outputs)
 
+    written = grown or open_grown(surgery, grown_folder)
+    opened_by_stock = is_held_by_stock(source) and is_held_by_stock(written)
+
     def see(folder: Path, config: Any, stored: StoredModel, wanted: torch.dtype) -> Observed:
-        if stored.checkpoint.saved is None:
+        if opened_by_stock:
             return observe_folder(folder, model_class, own, wanted, device, asked)
         return observe_stored(stored, config, model_class, own, wanted, device, asked)
 
@@ -88,7 +92,7 @@ def prove_folders(
         wide = observe_wider(see_source, own)
         if run.source is not None:
             refuse_other_graph(small, wide, run.source)
-    grown_seen = see(grown_folder, surgery.config, grown or open_grown(surgery, grown_folder), own)
+    grown_seen = see(grown_folder, surgery.config, written, own)
     native = compare_stock(plan, small, wide, run.source, grown_seen)
     return Report(len(plan.anatomy.calls), run.report, native, trained, untrained, scaled=plan.scaled_outputs)
 
@@ -138,11 +142,10 @@ def prove_sample(
 
 def _written_so(blocks: Iterable[Tensor], written: StoredTensor) -> bool:
     """Whether a tensor is bit for bit the one whose rows are `blocks`."""
-    row, same = 0, True
+    at, same = 0, True
     for block in blocks:
-        part = written.rows(row, row + len(block)) if block.ndim else written.whole()
-        same = same and torch.equal(block.cpu().reshape(part.shape), part)
-        row += len(block) if block.ndim else 0
+        same = same and torch.equal(block.cpu().flatten(), written.stretch(at, block.numel()))
+        at += block.numel()
     return same
 
 

@@ -12,16 +12,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
 from surgeon.axes.maps import NEW, Index
-from surgeon.checkpoints.tensors import Held, row_blocks, rows_of
+from surgeon.checkpoints.tensors import Held, box_of, row_at, rows_of
 from surgeon.planning.literals import grown_args
 from surgeon.planning.plan import Plan
 from surgeon.planning.transforms import Transform
-from surgeon.rewriting.weights import expand
-from surgeon.verification.execution import Executor, Rows, Weight, promoted, schedule
+from surgeon.rewriting.weights import block_boxes, expand, expand_box
+from surgeon.verification.execution import Chosen, Executor, Rows, Weight, promoted, schedule
 from surgeon.verification.invariant import difference, expected, largest
 from surgeon.verification.sampling import Sample
 
@@ -153,7 +154,12 @@ def _coexecuted(pair: Pair, device: torch.device, watched: frozenset[str]) -> Co
                 made = _step(node, pair, left, right, bool(watched))
                 left.values[node.name], right.values[node.name] = made
             if node.name in watched:
-                kept[node.name] = _watch(right, node.name)
+                if isinstance(
+                    right.values[node.name], Chosen
+                ):  # not in memory: what is made of it is watched
+                    watched |= {user.name for user in node.users}
+                else:
+                    kept[node.name] = _watch(right, node.name)
             if shaken is not None and pair.rounded_to is not None and node.name not in stands:
                 noise = max(noise, _shake(node, shaken, left.values[node.name], plan, pair.rounded_to))
                 tolerance = max(tolerance, ROUNDING_FACTOR * noise)
@@ -228,17 +234,20 @@ def _shake(node: fx.Node, shaken: Executor, exact: Any, plan: Plan, dtype: torch
     if node.op != "placeholder":
         value = shaken.run(node, node.args, node.kwargs)
     elif isinstance(exact, Weight):
-        weight, seed = exact, zlib.crc32(node.name.encode())
-
-        def opened() -> Rows:
-            return _shaken(weight.open(), seed, torch.finfo(dtype).eps / 2)
-
-        value = Weight(weight.shape, opened)
+        value = _shaken_weight(exact, zlib.crc32(node.name.encode()), torch.finfo(dtype).eps / 2)
     shaken.values[node.name] = value
     if node.op == "placeholder" or not isinstance(value, Tensor) or not value.is_floating_point():
         return 0.0
     moved = difference(value, exact, None)
     return moved if moved < 1 else 0.0
+
+
+def _shaken_weight(weight: Weight, seed: int, part: float) -> Weight:
+    return Weight(
+        weight.shape,
+        lambda: _shaken(weight.open(), seed, part),
+        lambda row: _shaken_weight(weight.at(row), seed + row, part),
+    )
 
 
 def _shaken(read: Rows, seed: int, part: float) -> Rows:
@@ -264,10 +273,11 @@ def _placeholder(node: fx.Node, pair: Pair, device: torch.device) -> tuple[Any, 
     if node.name in captured.parameters:
         name = captured.parameters[node.name]
         transform = plan.transforms[name]
-        source = _weight(pair.source, name, transform.source_shape, device)
-        if pair.grown is not None:
-            return source, _weight(pair.grown, name, transform.target_shape, device)
-        return source, _expanded(pair.source, name, transform, device)
+        source = _weight(lambda: pair.source(name), transform.source_shape, device)
+        grown = pair.grown
+        if grown is not None:
+            return source, _weight(lambda: grown(name), transform.target_shape, device)
+        return source, _expanded(lambda: pair.source(name), transform, device)
     if node.name in captured.buffers:
         name = captured.buffers[node.name]
         known = pair.source_buffers[name] if name in pair.source_buffers else rows_of(pair.source(name), None)
@@ -283,22 +293,27 @@ def _placeholder(node: fx.Node, pair: Pair, device: torch.device) -> tuple[Any, 
     return value, value
 
 
-def _weight(read: Read, name: str, shape: tuple[int, ...], device: torch.device) -> Weight:
+def _weight(read: Callable[[], Held], shape: tuple[int, ...], device: torch.device) -> Weight:
     def opened() -> Rows:
-        tensor = read(name)
-
+        tensor = read()
         return lambda asked: promoted(rows_of(tensor, asked).to(device))
 
-    return Weight(shape, opened)
+    return Weight(shape, opened, lambda row: _weight(lambda: row_at(read(), row), shape[1:], device))
 
 
-def _expanded(read: Read, name: str, transform: Transform, device: torch.device) -> Weight:
+def _expanded(read: Callable[[], Held], transform: Transform, device: torch.device) -> Weight:
     def opened() -> Rows:
-        tensor = read(name)
+        tensor = read()
         wanted = torch.float64 if tensor.dtype.is_floating_point else None
         return lambda asked: expand(tensor, transform, wanted, asked, device)
 
-    return Weight(transform.target_shape, opened)
+    def at(row: int) -> Weight:
+        if transform.is_parted:
+            return _expanded(lambda: row_at(read(), row), transform.at(row), device)
+        whole = opened()(np.array([row]))[0]
+        return _weight(lambda: whole, transform.target_shape[1:], device)
+
+    return Weight(transform.target_shape, opened, at)
 
 
 def _parameter_error(node: fx.Node, left: Executor, right: Executor, pair: Pair) -> tuple[float, int]:
@@ -311,12 +326,11 @@ def _parameter_error(node: fx.Node, left: Executor, right: Executor, pair: Pair)
         return 0.0, 0
     if any((pair.plan.maps.index(axis) == NEW).any() for axis in pair.plan.anatomy.parameter_axes(name)):
         return 0.0, 0
-    given = right.values[node.name]
-    wanted = _expanded(pair.source, name, transform, right.device).open()
-    found = given.open()
     gap = magnitude = 0.0
-    for rows in row_blocks(given.shape):
-        a, b = wanted(rows), found(rows)
+    for box in block_boxes(transform):
+        b = promoted(box_of(pair.grown(name), box).to(right.device))
+        wanted = b.dtype if b.is_floating_point() else None
+        a = expand_box(pair.source(name), transform, box, wanted, right.device)
         gap = max(gap, difference(b, a, None) * largest(a))
         magnitude = max(magnitude, largest(a))
     return gap / magnitude, 1

@@ -5,7 +5,7 @@ In-graph casts are promoted, so the only error left is float64's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +27,23 @@ Rows = Callable[[Index | None], Tensor]
 @dataclass(frozen=True)
 class Weight:
     """A parameter that is not in memory: `open` reads it, and gives a function of which rows are asked
-    (None: all) that returns them in float64."""
+    (None: all) that returns them in float64; `at` is what is at one position of the first axis."""
 
     shape: tuple[int, ...]
     open: Callable[[], Rows]
+    at: Callable[[int], Weight]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Rows of a parameter, picked by index and not in memory: experts, one for each token."""
+
+    weight: Weight
+    index: Tensor  # [picked], of integers
+
+    def whole(self) -> Tensor:
+        asked, place = self.index.unique(return_inverse=True)
+        return self.weight.open()(np.asarray(asked.cpu()))[place]
 
 
 def promoted(value: Tensor) -> Tensor:
@@ -79,6 +92,9 @@ class Executor:
         if name == "aten.as_strided.default":
             (source,) = node.all_input_nodes
             given = (_laid(given[0], source.meta["val"]), *given[1:])
+        if name == "aten.copy.default":  # which has no derivative
+            into, source = given[:2]
+            return source.expand(into.shape).to(into.dtype, copy=True)
         target = runnable(node.target)
         assert callable(target)
         made = target(*(self._promote(a) for a in given), **named)
@@ -110,6 +126,8 @@ def _whole(value: Any) -> Any:
     """`value` with every parameter in it read whole."""
     if isinstance(value, Weight):
         return value.open()(None)
+    if isinstance(value, Chosen):
+        return value.whole()
     if isinstance(value, (list, tuple)):
         return type(value)(_whole(v) for v in value)
     return {k: _whole(v) for k, v in value.items()} if isinstance(value, dict) else value
@@ -123,23 +141,14 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-        ctx.weight, read = weight, weight.open()
-
-        def some(rows: Index | None) -> Tensor:
-            return torch.nn.functional.linear(x, read(rows), None if bias is None else _part(bias, rows))
-
-        parts = list(side_by_side(some, row_blocks(weight.shape), x.device))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        ctx.weight = weight
+        out = _times_turned(x, weight)
+        return out if bias is None else out.add_(bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,), read = gradients, ctx.weight.open()
-
-        def some(rows: Index | None) -> Tensor:
-            return _part(gradient, rows) @ read(rows)
-
-        first, *others = side_by_side(some, row_blocks(ctx.weight.shape), gradient.device)
-        return sum(others, first), None, None
+        (gradient,) = gradients
+        return _times(gradient, ctx.weight), None, None
 
 
 def _part(value: Tensor, rows: Index | None) -> Tensor:
@@ -161,7 +170,96 @@ def _embedding(weight: Any, ids: Any, *_: Any) -> Tensor | None:
     return weight.open()(np.asarray(asked.cpu()))[place]
 
 
-ROWWISE: Mapping[str, Callable[..., Tensor | None]] = {
+def is_picked(node: fx.Node) -> bool:
+    """Whether a node is made Chosen, not to be in memory, where what it picks from is a parameter."""
+    if op_name(node) != "aten.index.Tensor" or not isinstance(node.args[0], fx.Node):
+        return False
+    return node.args[0].op == "placeholder" and node.args[0].meta["val"].ndim == 3
+
+
+def _index(weight: Any, index: Any, *_: Any) -> Chosen | None:
+    if not isinstance(weight, Weight) or len(index) != 1 or not isinstance(index[0], Tensor):
+        return None
+    (chosen,) = index
+    if chosen.ndim != 1 or chosen.dtype not in (torch.int32, torch.int64) or len(weight.shape) != 3:
+        return None
+    return Chosen(weight, torch.where(chosen < 0, chosen + weight.shape[0], chosen))
+
+
+class _ChosenProduct(torch.autograd.Function):
+    """``chosen @ x``, or with `flipped` ``x @ chosen``: each matrix that was picked is read once for all that
+    picked it, in blocks of rows, and again to go backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, chosen: Chosen, flipped: bool) -> Tensor:
+        ctx.chosen, ctx.flipped = chosen, flipped
+        height, width = chosen.weight.shape[1:]
+        out = x.new_zeros((len(x), x.shape[1], width) if flipped else (len(x), height, x.shape[2]))
+        for matrix, who in _matrices(chosen):
+            if flipped:
+                out[who] = _times(x[who], matrix)
+            else:
+                out[who] = _times_turned(x[who].mT, matrix).mT
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,), chosen = gradients, ctx.chosen
+        height, width = chosen.weight.shape[1:]
+        given = (len(gradient), gradient.shape[1], height) if ctx.flipped else (len(gradient), width)
+        out = gradient.new_zeros(given if ctx.flipped else (*given, gradient.shape[2]))
+        for matrix, who in _matrices(chosen):
+            if ctx.flipped:
+                out[who] = _times_turned(gradient[who], matrix)
+            else:
+                out[who] = _times(gradient[who].mT, matrix).mT
+        return out, None, None
+
+
+def _matrices(chosen: Chosen) -> Iterator[tuple[Weight, Tensor]]:
+    """Each matrix that was picked, and where."""
+    for position in chosen.index.unique().tolist():
+        yield chosen.weight.at(position), torch.nonzero(chosen.index == position)[:, 0]
+
+
+def _times_turned(x: Tensor, matrix: Weight) -> Tensor:
+    """``x @ matrix.T`` in blocks of rows of the matrix, each written where it belongs: thousands of small
+    results kept apart would lie between what was freed, and it could not be used again."""
+    read = matrix.open()
+    out = x.new_empty((*x.shape[:-1], matrix.shape[0]))
+
+    def some(rows: Index | None) -> None:
+        _part(out, rows).copy_(torch.nn.functional.linear(x, read(rows)))
+
+    for _ in side_by_side(some, row_blocks(matrix.shape), x.device):
+        pass
+    return out
+
+
+def _times(x: Tensor, matrix: Weight) -> Tensor:
+    """``x @ matrix`` in blocks of rows of the matrix."""
+    read = matrix.open()
+
+    def some(rows: Index | None) -> Tensor:
+        return _part(x, rows) @ read(rows)
+
+    out = x.new_zeros((*x.shape[:-1], matrix.shape[1]))
+    for part in side_by_side(some, row_blocks(matrix.shape), x.device):
+        out += part
+    return out
+
+
+def _bmm(a: Any, b: Any) -> Tensor | None:
+    if isinstance(a, Chosen) == isinstance(b, Chosen):
+        return None
+    flipped = isinstance(b, Chosen)
+    made: Tensor = _ChosenProduct.apply(*((a, b) if flipped else (b, a)), flipped)
+    return made
+
+
+ROWWISE: Mapping[str, Callable[..., Tensor | Chosen | None]] = {
     "aten.linear.default": _linear,
     "aten.embedding.default": _embedding,
+    "aten.index.Tensor": _index,
+    "aten.bmm.default": _bmm,
 }

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ NOISE_FACTOR = 4  # source and target round apart (twice), and shares such as 1/
 TRACE_ROUNDINGS = 64  # of the source's dtype, by which its graph may differ where no wider dtype tells more
 SEEDS = (0, 1, 2)
 STOCK = "from_pretrained"
+CONVERTED_BYTES = 1 << 28  # more that is stored otherwise than it is held, from_pretrained is not to hold
+ONE_BY_ONE = "its class, experts one by one, not from_pretrained, which would hold all of them in memory"
 BUILT = "torch.distributed.checkpoint's layout, not from_pretrained"
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 
@@ -60,7 +63,7 @@ class NativeReport:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a stock model was seen to compute: its first output in float64, others that were asked for, the
+    """What a stock model was seen to compute: its first output, others that were asked for, the
     tokens it generates (None for a model that does not), and the tensors it was loaded without."""
 
     dtype: torch.dtype
@@ -83,8 +86,9 @@ def observe_folder(
     """Stock ``from_pretrained`` in the folder's dtype `own`, run in `dtype`. The weights are read anew
     whenever they are used, so that the model is never in memory as a whole."""
     give_back()
-    # The fused kernels for experts know no float64; the account of noise does not need them.
-    experts = "batched_mm" if dtype == torch.float64 else None
+    # The fused kernels for experts know no float64; the account of noise does not need them. The class's own
+    # loop over experts makes no copy of one for each token.
+    experts = "eager" if dtype == torch.float64 else None
     model, account = model_class.from_pretrained(
         folder,
         dtype=own,
@@ -97,6 +101,14 @@ def observe_folder(
     return observe(model, dtype, dtype == own, tuple(unloaded), asked)
 
 
+def is_held_by_stock(stored: StoredModel) -> bool:
+    """Whether ``from_pretrained`` opens the weights, and leaves all but CONVERTED_BYTES of them in their
+    files."""
+    entries = stored.checkpoint.entries
+    converted = sum(entries[name].bytes for bundle in stored.layout.bundles for name in bundle.stored)
+    return stored.checkpoint.saved is None and converted <= CONVERTED_BYTES
+
+
 def observe_stored(
     stored: StoredModel,
     config: Any,
@@ -106,16 +118,18 @@ def observe_stored(
     device: torch.device,
     asked: tuple[str, ...] = (),
 ) -> Observed:
-    """The same for weights that ``from_pretrained`` does not open: the stock class is built of its config,
-    and its weights are read whenever they are used."""
+    """The same for weights that ``from_pretrained`` does not open, or of which it would hold too many: the
+    stock class is built of its config, and its weights are read whenever they are used."""
     give_back()
-    model, buffers = build_meta(config, model_class, dtype=own)
+    # The class's own loop over experts asks for one of them at a time.
+    model, buffers = build_meta(config, model_class, dtype=own, experts="eager")
     for name, value in {**buffers, **stored.buffers()}.items():
         path, _, last = name.rpartition(".")
         owner = model.get_submodule(path)
         owner._buffers[last] = value.to(getattr(owner, last).dtype)  # as loading casts
     shelve_unloaded(model, stored, dtype if dtype != own else None, device)
-    return replace(observe(model, dtype, dtype == own, asked=asked), loaded_by=BUILT)
+    by = ONE_BY_ONE if stored.checkpoint.saved is None else BUILT
+    return replace(observe(model, dtype, dtype == own, asked=asked), loaded_by=by)
 
 
 @contextlib.contextmanager
@@ -194,7 +208,8 @@ def _answers(
     with torch.no_grad():
         result = model(**{name: _cast(value, dtype, device) for name, value in inputs.items()})
     first = next(v for v in result.values() if isinstance(v, Tensor))
-    return [first.double(), *(_at(result, path).double() for path in asked)]
+    # Floats stay in their own dtype: over many words, their float64 would be the largest tensor of all.
+    return [v if v.is_floating_point() else v.double() for v in (first, *(_at(result, p) for p in asked))]
 
 
 def _at(result: Any, path: str) -> Tensor:
@@ -224,15 +239,18 @@ def compare_stock(
         held.append((nodes[path].name, seen, grown.others[path], own))
     compared = []
     for name, before, after, own in held:
-        wanted, mask = expected(before, name, 0, plan)
+        wanted, mask = expected(before.double(), name, 0, plan)
         relative = difference(after, wanted, mask)  # infinite where either holds NaN
         compared.append((relative, relative * largest(wanted), own, NOISE_FACTOR * max(own, floor)))
     relative, max_abs, noise, tolerance = max(compared, key=_nearness)
     kl = top1 = None
     if a.shape == b.shape and source.has_logits:
-        p, q = torch.log_softmax(a, -1), torch.log_softmax(b, -1)
-        kl = float((p.exp() * (p - q)).sum(-1).mean())
-        top1 = float((a.argmax(-1) == b.argmax(-1)).double().mean())
+        apart, agree = [], []
+        for x, y in zip(a.flatten(0, -2), b.flatten(0, -2), strict=True):  # each over all words
+            p, q = torch.log_softmax(x.double(), -1), torch.log_softmax(y.double(), -1)
+            apart.append(float((p.exp() * (p - q)).sum()))
+            agree.append(bool(x.argmax() == y.argmax()))
+        kl, top1 = mean(apart), mean(agree)
     return NativeReport(
         str(source.dtype).removeprefix("torch."),
         max_abs,

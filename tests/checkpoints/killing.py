@@ -3,6 +3,8 @@
 torch and transformers are imported once; each run is a process forked from this one, which never
 computes anything itself. A run is killed at any time, while it writes and proves, or at its very end.
 Every fourth one is a run with ``--resume`` that went on from a killed one, and is gone on from in turn.
+Every fifth of the others is a run of two ranks, of which one is killed, and the other told to end after it
+as torchrun does.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,8 @@ from surgeon.checkpoints.staging import staging
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOMENTS = ("any", "writing", "end")
-SHARD = "8KB"  # of the runs that resume: five files
+SHARD = "8KB"  # of the runs that resume and of those that share the work: five files
+AFTER = 0.1  # seconds from a killed rank until the other is told
 FORKED = 0.005  # seconds until the forked process is in ``main``
 
 
@@ -49,6 +53,7 @@ class Trial:
     accepted_half: bool = False  # stock from_pretrained took a leftover without all its weights
     source_same: bool = True
     cleared: bool = True  # the next run left nothing of this one's
+    rank: int = -1  # the one of two that was killed; -1: there was one process
     resumed: bool = False  # it went on from the shards of a killed run
     taken_up: int = 0  # shards that were finished when it began
     ended: str = ""  # resumed: what the next run with --resume made of it
@@ -93,8 +98,10 @@ class Campaign:
         self.undisturbed(folder / "shards" / "out", True)
         self.sharded = contents(folder / "shards" / "out")
 
-    def start(self, out: Path, force: bool, resume: bool = False) -> int:
-        """A forked process that runs ``surgeon apply``."""
+    def start(
+        self, out: Path, force: bool, resume: bool = False, job: Mapping[str, str] | None = None
+    ) -> int:
+        """A forked process that runs ``surgeon apply``; with a `job` as one of its ranks."""
         out.parent.mkdir(exist_ok=True)
         ready, done = os.pipe()
         process = os.fork()
@@ -105,10 +112,13 @@ class Campaign:
             return process
         code = 99
         try:
-            for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            number = (job or {}).get("RANK", "")
+            for descriptor, name in ((1, f"stdout{number}"), (2, f"stderr{number}")):
                 os.dup2(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
             sys.argv = ["surgeon", "apply", "grow", str(self.source), "--out", str(out), "--device", "cpu"]
-            sys.argv += ["--force"] * force + ["--resume", "--shard-size", SHARD] * resume
+            sys.argv += ["--force"] * force + ["--resume"] * resume
+            sys.argv += ["--shard-size", SHARD] * (resume or job is not None)
+            os.environ.update(job or {})
             os.write(done, b"!")
             cli.main()
         except SystemExit as leaving:
@@ -139,7 +149,12 @@ class Campaign:
         if resumed:
             self.interrupt(out, force)
         taken_up = finished_shards(out)
-        process = self.start(out, force, resumed)
+        victim, several = -1, [0]
+        if not resumed and number % 5 == 4:
+            several, victim = self.start_ranks(out, force), rng.randrange(2)
+            process = several[victim]
+        else:
+            process = self.start(out, force, resumed)
         if moment == "any":
             delay = rng.uniform(FORKED, 1.1 * self.ends)
         elif moment == "writing":
@@ -150,12 +165,26 @@ class Campaign:
             delay = rng.uniform(0, 0.01)
         time.sleep(delay)
         os.kill(process, which)  # a process that has ended is there until it is waited for
-        trial = Trial(which.name, moment, force, delay, wait(process))
+        if victim >= 0:
+            time.sleep(AFTER)
+            os.kill(several[1 - victim], signal.SIGTERM)
+            wait(several[1 - victim])
+        trial = Trial(which.name, moment, force, delay, wait(process), rank=victim)
         trial.resumed, trial.taken_up = resumed, taken_up
-        trial.error = (self.folder / "stderr").read_text()
+        trial.error = (self.folder / ("stderr" if victim < 0 else f"stderr{victim}")).read_text()
         self.examine(trial, out)
         shutil.rmtree(out.parent)
         return trial
+
+    def start_ranks(self, out: Path, force: bool) -> list[int]:
+        """Two forked processes that share one surgery."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = str(server.getsockname()[1])
+        job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [
+            self.start(out, force, job=job | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(2)
+        ]
 
     def interrupt(self, out: Path, force: bool) -> None:
         """Kill a run with ``--resume`` once a shard of it is finished."""
@@ -166,7 +195,8 @@ class Campaign:
 
     def examine(self, trial: Trial, out: Path) -> None:
         if out.exists():
-            found, whole = contents(out), self.sharded if trial.resumed else self.whole
+            in_shards = trial.resumed or trial.rank >= 0
+            found, whole = contents(out), self.sharded if in_shards else self.whole
             trial.target = "finished" if found == whole else "old" if list(found) == ["old"] else str(found)
         left = hidden(out)
         trial.left = len(left)

@@ -154,6 +154,41 @@ def test_what_two_ranks_saved_along_either_axis_is_read_and_grown(
     assert surgeon.verify(plain, out, device="cpu").preserved  # of safetensors and of this, side by side
 
 
+@pytest.fixture(scope="module")
+def trained(plain: Path) -> tuple[Path, Path]:
+    """A folder that two ranks of FSDP2 saved after a step of training, optimizer and all, and the plain model
+    that the step made."""
+    sharded, whole = plain.parent / "fsdp", plain.parent / "trained"
+    script = Path(__file__).with_name("fsdp_save.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    told = subprocess.run(
+        [*launch, script, plain, sharded, whole],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=100,
+    )
+    assert told.returncode == 0, told.stderr
+    return sharded, whole
+
+
+def test_what_fsdp_saved_grows_as_the_plain_model_does(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    sharded, whole = trained
+    files = {piece.file for e in open_checkpoint(sharded).entries.values() for piece in e.pieces}
+    assert len(files) == 2  # each rank wrote its own
+    result = surgeon.apply("grow", sharded, tmp_path / "sharded", device="cpu")
+    assert result.report.preserved
+    (left_out,) = [note for note in result.notes if "no weights of the model" in note]
+    assert "(optimizer." in left_out
+    surgeon.apply("grow", whole, tmp_path / "plain", device="cpu", verify="none")
+    grown, wanted = open_checkpoint(tmp_path / "sharded"), open_checkpoint(tmp_path / "plain")
+    assert grown.entries.keys() == {f"model.{name}" for name in wanted.entries}
+    for name in wanted.entries:
+        assert torch.equal(grown.read(f"model.{name}"), wanted.read(name)), name
+    state = loaded(tmp_path / "sharded", lambda state: {"model": state}).state_dict()
+    assert all(torch.equal(state[name], wanted.read(name)) for name in wanted.entries)
+
+
 def test_two_ranks_write_what_one_does(source: Path, tmp_path: Path) -> None:
     words = [
         "-m",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ from surgeon.checkpoints.staging import staging
 from surgeon.checkpoints.writing import Spec, shards_of, write_shards
 from surgeon.errors import CheckpointError
 from surgeon.operations import size_of
-from surgeon.running.ranks import is_first
+from surgeon.running.ranks import is_first, joined
 
 SHARD = "40KB"
 JOB = {"recipe": "a", "source": "b"}
@@ -97,6 +99,37 @@ def write_some(folder: Path) -> None:
     Journal(folder).begin(JOB)
     shards = shards_of([Spec("t", (3,), torch.float32)])
     write_shards(folder, shards, lambda name: (torch.ones(3),), journal=Journal(folder))
+
+
+def test_killed_while_its_notes_go_a_run_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of all steps before a folder is put in place; at each of them the next run must know whose
+    shards these are."""
+    out, unlink = tmp_path / "out", Path.unlink
+    for moment in range(4):
+        with pytest.raises(InterruptedError), staging(out, False, 0, JOB) as folder:
+            journal = Journal(folder)
+            journal.begin(JOB)
+            for name in ("a", "b"):
+                (folder / name).write_text(name)
+                journal.finished(name, checksum_of(folder / name))
+            raise InterruptedError
+        left = [moment]
+
+        def killed(path: Path, missing_ok: bool = False, left: list[int] = left) -> None:
+            if not left[0]:
+                raise InterruptedError
+            left[0] -= 1
+            unlink(path, missing_ok)
+
+        (folder,) = hidden(out)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", killed)
+            with pytest.raises(InterruptedError) if moment < 3 else contextlib.nullcontext():
+                Journal(folder).forget()
+        with pytest.raises(InterruptedError), staging(out, False, 0, JOB):
+            raise InterruptedError  # not refused as another job's
 
 
 def test_without_resume_a_stopped_run_leaves_nothing(tmp_path: Path) -> None:
@@ -212,6 +245,48 @@ def test_a_rank_that_dies_ends_the_job(source: Path, tmp_path: Path) -> None:
     assert process.returncode != 0
     assert not out.exists()
     assert not hidden(out)
+
+
+def test_a_rank_without_an_address_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "", "MASTER_PORT": ""}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CheckpointError, match="rank 1 of 2 does not know where the first one is") as caught:
+        joined().__enter__()
+    assert caught.value.code == "S417"
+
+
+ALONE = """
+import signal, sys
+from surgeon.running import ranks
+from surgeon.running.ranks import joined
+ranks.FAREWELL = 0.1
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+print(flush=True)
+with joined() as both:
+    both.agree(int)
+"""
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_waits_for_the_other_heeds_a_signal(rank: str) -> None:
+    """Without torchrun nobody kills it after that."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    job = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with subprocess.Popen(
+        [sys.executable, "-c", ALONE],
+        env=os.environ | job,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as waiting:
+        assert waiting.stdout is not None
+        waiting.stdout.readline()
+        time.sleep(1.5)  # torch is imported and tries
+        waiting.terminate()
+        try:
+            assert waiting.wait(timeout=30) == 7
+        finally:
+            waiting.kill()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,6 +231,26 @@ with module.staging(Path(sys.argv[1]), True) as folder:
         if done.returncode == 0:
             break
     assert done.returncode == 0 and seen == {"out/old", "out/new"}
+
+
+def test_another_rank_puts_nothing_into_a_folder_that_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may still be at its shards when the first one stops, and a new file would keep the folder."""
+    rmtree, met = shutil.rmtree, []
+
+    def meeting(path: Path, ignore_errors: bool) -> None:
+        with pytest.raises(FileNotFoundError):
+            (folder / "shard").write_text("another rank's")
+        met.append(path)
+        rmtree(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", meeting)
+    with pytest.raises(KeyboardInterrupt), staging(tmp_path / "out", False) as folder:
+        (folder / "half").write_text("half")
+        raise KeyboardInterrupt
+    assert len(met) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_runs_at_once_do_not_destroy_each_other(tmp_path: Path) -> None:
