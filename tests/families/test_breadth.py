@@ -117,7 +117,7 @@ def test_a_class_that_does_not_run_when_grown_says_so_once(
 ) -> None:
     make("", "HGNetV2ForImageClassification", tmp_path / "source")
     capfd.readouterr()
-    refused = attempt(tmp_path / "source", ("hidden",), tmp_path / "grown")
+    refused = attempt(tmp_path / "source", ("config.hidden_sizes",), tmp_path / "grown")
     assert refused["code"] == "S220"
     assert "HGNetV2Config refuses hidden_sizes = [48, 80]: a and b must have same red" in refused["text"]
     assert "logits = self.fc(last_hidden_state)" in refused["text"]
