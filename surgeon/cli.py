@@ -285,7 +285,8 @@ def explain(
 
         code = what.upper()
         if code not in EXPLANATIONS:
-            typer.echo(f"error: there is no diagnostic {what}; codes run from S101 to S502", err=True)
+            first, last = min(EXPLANATIONS), max(EXPLANATIONS)
+            typer.echo(f"error: there is no diagnostic {what}; codes run from {first} to {last}", err=True)
             raise typer.Exit(EXIT_USER)
         typer.echo(f"{code}: {EXPLANATIONS[code]}")
         return

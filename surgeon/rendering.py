@@ -18,6 +18,7 @@ from rich.table import Table
 
 from surgeon.errors import PlanError, fail
 from surgeon.graph.inference import Anatomy
+from surgeon.graph.places import starred
 from surgeon.planning.plan import Plan
 from surgeon.surgery.forecast import Forecast
 from surgeon.verification.native import STOCK
@@ -86,7 +87,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         console.print()
         groups: dict[tuple[str, tuple[float, ...]], int] = {}
         for name, values in scaled.items():
-            key = re.sub(r"\.\d+\.", ".*.", name), values
+            key = starred(name), values
             groups[key] = groups.get(key, 0) + 1
         for (name, values), count in groups.items():
             numbers = ", ".join(f"{v:.6g}" for v in values)
@@ -204,12 +205,12 @@ def dim_rows(anatomy: Anatomy) -> list[DimRow]:
             continue
         for i, axis in enumerate(anatomy.parameter_axes(name)):
             for dim in store.leaves(axis):
-                ties.setdefault(dim, {})[f"{re.sub(r'[.][0-9]+[.]', '.*.', name)}[{i}]"] = None
+                ties.setdefault(dim, {})[f"{starred(name)}[{i}]"] = None
     groups: dict[tuple[Any, ...], int] = {}
     for dim, names in ties.items():
         pins = store.pins_of(dim)
-        label = re.sub(r"\.\d+\.", ".*.", store.labels[dim])
-        reason = re.sub(r"\.\d+\.", ".*.", anatomy.describe_pin(pins[0])) if pins else ""
+        label = starred(store.labels[dim])
+        reason = starred(anatomy.describe_pin(pins[0])) if pins else ""
         key = label, store.sizes[dim], tuple(names), reason
         groups[key] = groups.get(key, 0) + 1
     return [DimRow(label, size, count, names, pin) for (label, size, names, pin), count in groups.items()]

@@ -62,3 +62,8 @@ def place_of(node: fx.Node) -> Place:
         file, line = frames[-1]
         source = f"{short(file)}:{line}"
     return Place(op_name(node).removesuffix(".default"), module, source)
+
+
+def starred(name: str) -> str:
+    """A name with the numbers of its layers left open: ``layers.*.fc``."""
+    return re.sub(r"\.\d+\.", ".*.", name)

@@ -8,7 +8,6 @@ Maile 2023 leave one side of each transform free; here it is never zero where it
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from surgeon.graph import signatures
 from surgeon.graph.calls import Call
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.kinds import reduced
+from surgeon.graph.places import starred
 from surgeon.planning.partial import NONE, Dims, measured_axes
 from surgeon.planning.roles import Roles, Sum, summed_axes
 
@@ -34,7 +34,7 @@ def carrying(anatomy: Anatomy, maps: Maps, roles: Roles) -> frozenset[str]:
     groups: dict[str, set[str]] = {}
     for placeholder, name in anatomy.captured.parameters.items():
         if placeholder in roles.uses and _made_along(anatomy, roles, placeholder, dims):
-            groups.setdefault(re.sub(r"\.\d+\.", ".*.", name), set()).add(placeholder)
+            groups.setdefault(starred(name), set()).add(placeholder)
     found = frozenset[str]()
     for group in reversed(groups.values()):
         made = NONE.union(*(_made_along(anatomy, roles, p, dims) for p in group))

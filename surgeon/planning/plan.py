@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from surgeon.axes.maps import NEW, Index, Maps
 from surgeon.errors import Diagnostic, PlanError
 from surgeon.graph.capture import Captured
 from surgeon.graph.inference import Anatomy
+from surgeon.graph.places import starred
 from surgeon.language.syntax import Recipe
 from surgeon.planning.equations import Equations, solve_scales
 from surgeon.planning.growth import axis_targets, refuse_pinned
@@ -69,7 +69,7 @@ class Plan:
         store = self.anatomy.store
         groups: dict[tuple[str, int, int], int] = {}
         for dim, index in self.maps.dims.items():
-            label = re.sub(r"\.\d+\.", ".*.", store.labels[dim] or "what it makes of numbers")
+            label = starred(store.labels[dim] or "what it makes of numbers")
             key = label, store.sizes[dim], len(index)
             groups[key] = groups.get(key, 0) + 1
         return [GrownDims(label, size, target, n) for (label, size, target), n in groups.items()]

@@ -30,6 +30,10 @@ FLOAT64_EPSILON = 2.0**-52
 ROUNDING_FACTOR = 8  # grown sums hold several copies, each rounded on its own
 ROUNDINGS_PER_NODE = 8  # a sum of thousands of terms, pairwise, rounds about log2 of their number
 
+UNSETTLED = 2.0**-14
+"""What rounding in float64 moves by more than this is no magnified rounding: a choice fell otherwise, and
+nothing could be held against what follows."""
+
 Read = Callable[[str], Held]
 
 
@@ -154,9 +158,7 @@ def _coexecuted(pair: Pair, device: torch.device, watched: frozenset[str]) -> Co
                 made = _step(node, pair, left, right, bool(watched))
                 left.values[node.name], right.values[node.name] = made
             if node.name in watched:
-                if isinstance(
-                    right.values[node.name], Chosen
-                ):  # not in memory: what is made of it is watched
+                if isinstance(right.values[node.name], Chosen):  # not in memory: what it makes is watched
                     watched |= {user.name for user in node.users}
                 else:
                     kept[node.name] = _watch(right, node.name)
@@ -239,7 +241,7 @@ def _shake(node: fx.Node, shaken: Executor, exact: Any, plan: Plan, dtype: torch
     if node.op == "placeholder" or not isinstance(value, Tensor) or not value.is_floating_point():
         return 0.0
     moved = difference(value, exact, None)
-    return moved if moved < 1 else 0.0
+    return moved if moved < (UNSETTLED if dtype == torch.float64 else 1) else 0.0
 
 
 def _shaken_weight(weight: Weight, seed: int, part: float) -> Weight:

@@ -7,7 +7,6 @@ part if what makes them or what reads them is not zero: the other of the two the
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from surgeon.axes.maps import NEW, Index, copies_of
 from surgeon.axes.store import Axis
 from surgeon.graph.calls import Call
 from surgeon.graph.inference import is_float
-from surgeon.graph.places import place_of
+from surgeon.graph.places import place_of, starred
 from surgeon.planning.plan import Plan
 
 
@@ -110,11 +109,6 @@ def _with_new(plan: Plan, axis: Axis) -> set[str]:
     store, dims = plan.anatomy.store, plan.maps.dims
     leaves = [leaf for leaf in store.leaves(axis) if leaf in dims and (dims[leaf] == NEW).any()]
     return {starred(store.labels[leaf]) for leaf in leaves}
-
-
-def starred(name: str) -> str:
-    """A name with the numbers of its layers left open."""
-    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def backward(plan: Plan, output: Tensor, watched: Mapping[str, Tensor]) -> Trainability:
