@@ -57,12 +57,31 @@ def within(module: nn.Module, mode: TorchFunctionMode) -> Iterator[None]:
 
 
 def _of_numbers(data: Any, dtype: Any, device: Any) -> Tensor | None:
-    """The tensor of a number, or of a short list of numbers; None for other data."""
+    """The tensor of a number, or of a short list of numbers or of equally long lists of them; None for other
+    data."""
     if isinstance(data, (bool, int, float)):
         return torch.full((), data, dtype=dtype, device=device)
     if isinstance(data, (list, tuple)) and not data:  # a cache that holds nothing yet
         return torch.zeros((0,), dtype=dtype, device=device)
-    several = isinstance(data, (list, tuple)) and 0 < len(data) <= MAX_LITERALS
-    if several and len({type(item) for item in data}) == 1 and isinstance(data[0], (bool, int, float)):
-        return torch.stack([torch.full((), item, dtype=dtype, device=device) for item in data])
-    return None
+    if not isinstance(data, (list, tuple)) or not 0 < _count(data) <= MAX_LITERALS:
+        return None
+    if all(isinstance(item, (list, tuple)) for item in data):
+        if len({len(item) for item in data}) != 1:
+            return None
+        rows = [_of_numbers(item, dtype, device) for item in data]
+    else:
+        kinds = {type(item) for item in data}
+        if kinds == {int, float}:  # as torch reads them together
+            data = [float(item) for item in data]
+        elif len(kinds) != 1 or not kinds <= {bool, int, float}:
+            return None
+        rows = [torch.full((), item, dtype=dtype, device=device) for item in data]
+    known = [row for row in rows if row is not None]
+    if len(known) != len(rows) or len({row.dtype for row in known}) != 1:
+        return None
+    return torch.stack(known)
+
+
+def _count(data: Any) -> int:
+    """How many things stand in a list, lists within it opened."""
+    return sum(map(_count, data)) if isinstance(data, (list, tuple)) else 1

@@ -97,3 +97,42 @@ def test_composites_are_taken_apart_unless_their_parts_check_values() -> None:
         "aten.linalg_inv.default",
         "aten.linalg_inv_ex.default",
     }  # torch 2.11 checks nothing there
+
+
+TABLES = {
+    "sizes of several stages": ([(3, 4), (5, 6)], None),
+    "three deep, of truth": ([[[True], [False]], [[False], [True]]], None),
+    "whole numbers and fractions": ([1, 2.5, -3], None),
+    "as another type": ([[1, 2], [3, 4]], torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_numbers_keep_them_where_the_model_has_no_data(name: str) -> None:
+    data, dtype = TABLES[name]
+
+    class Table(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.as_tensor(data, dtype=dtype, device=x.device).sum()
+
+    x = torch.arange(3.0)
+    captured = capture(Table(), (x.to("meta"),))
+    assert not captured.constants
+    nodes = [n for n in captured.nodes if op_name(n) != "aten.full.default"]
+    made = captured.program.module().cpu()
+    for node in made.graph.nodes:  # the graph says where it was traced
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k != "device"}
+    made.recompile()
+    wanted = torch.as_tensor(data, dtype=dtype)
+    table = next(n for n in nodes if op_name(n) == "aten.sum.default").args[0]
+    assert tuple(table.meta["val"].shape) == wanted.shape and table.meta["val"].dtype == wanted.dtype
+    torch.testing.assert_close(made(x), Table()(x), rtol=0, atol=0)
+
+
+def test_what_is_no_table_of_numbers_is_refused() -> None:
+    class Ragged(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.tensor([[1, 2], [3]], device=x.device).sum()
+
+    with pytest.raises(ModelError, match="Ragged makes a tensor of data as it runs"):
+        capture(Ragged(), (torch.arange(3.0, device="meta"),))
