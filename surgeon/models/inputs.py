@@ -42,9 +42,7 @@ def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, 
     generator = torch.Generator().manual_seed(seed)
     config: Any = module.config
     accepted = set(inspect.signature(module.forward).parameters)
-    main = getattr(module, "main_input_name", "input_ids")
-    if main not in MADE:
-        raise fail(ModelError, "S211", f"{type(module).__name__} reads {main}, which surgeon cannot make up")
+    main = _main_input(module, accepted)
     speaks = getattr(module, "get_output_embeddings", lambda: None)() is not None
     others = (
         ()
@@ -53,16 +51,26 @@ def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, 
     )
     inputs: dict[str, Any] = {}
     for name in (main, *others):
-        if name in SHAPES:
+        if name == "pixel_values" and "spatial_shapes" in accepted:
+            inputs |= _patches(config, generator)
+        elif name in SHAPES:
             inputs[name] = torch.randn((BATCH, *SHAPES[name](config)), generator=generator)
         else:
             inputs |= _tokens(module, generator, padded)
     if "decoder_input_ids" in accepted:
-        ids = inputs["input_ids"] if "input_ids" in inputs else _tokens(module, generator, False)["input_ids"]
-        inputs["decoder_input_ids"] = ids.flip(1)
+        inputs["decoder_input_ids"] = _decoder_ids(module, inputs, generator)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     return {name: value for name, value in inputs.items() if name in accepted}
+
+
+def _main_input(module: Any, accepted: set[str]) -> str:
+    """What the class says it reads first; where it has no name of its own for it, what else it accepts."""
+    main = str(getattr(module, "main_input_name", "input_ids"))
+    found = main if main in MADE else next((name for name in MADE if name in accepted), None)
+    if found is None:
+        raise fail(ModelError, "S211", f"{type(module).__name__} reads {main}, which surgeon cannot make up")
+    return found
 
 
 def holds_several(inputs: Mapping[str, Any]) -> bool:
@@ -76,11 +84,43 @@ def _tokens(module: nn.Module, generator: torch.Generator, padded: bool) -> dict
     if not len(ordinary):
         raise fail(ModelError, "S220", f"{type(module.config).__name__} has an empty vocabulary")
     rows = BATCH * getattr(module, "num_codebooks", 1)  # each codebook's ids are rows of their own
-    chosen = torch.randint(len(ordinary), (rows, SEQUENCE), generator=generator)
+    shape: tuple[int, ...] = (rows, SEQUENCE)
+    sounds = getattr(module.config, "codebook_vocab_size", None)
+    if sounds is not None:  # beside each word, one id of every codebook
+        shape = (*shape, 1 + module.config.num_codebooks)
+        ordinary = ordinary[ordinary < sounds]
+    chosen = torch.randint(len(ordinary), shape, generator=generator)
     mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)
     if padded:
         mask[-1, SEQUENCE - 3 :] = 0
     return {"input_ids": ordinary[chosen], "attention_mask": mask}
+
+
+def _decoder_ids(module: Any, inputs: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+    """The ids of the encoder in reverse; a decoder that reads several channels has ids for each."""
+    decoder = getattr(module.config, "decoder_config", None)
+    channels = getattr(decoder, "num_channels", None) if hasattr(decoder, "vocab_size") else None
+    if channels is not None:
+        ordinary = _ordinary_ids(decoder)
+        return ordinary[torch.randint(len(ordinary), (BATCH, SEQUENCE, channels), generator=generator)]
+    ids = inputs["input_ids"] if "input_ids" in inputs else _tokens(module, generator, False)["input_ids"]
+    return Tensor.flip(ids, 1)
+
+
+def _patches(config: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    """Pictures cut into patches, each laid in a row; how many stand beside and above each other, and which
+    of the rows hold any: not all do, and the pictures are not alike."""
+    count, size = _stated(config, "num_patches"), _stated(config, "patch_size")
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    channels = _stated(config, "num_channels") or 3
+    high = [1 + n for n in range(BATCH)]
+    wide = [count // (h + 1) for h in high]
+    held = torch.arange(count) < torch.tensor([h * w for h, w in zip(high, wide, strict=True)])[:, None]
+    return {
+        "pixel_values": torch.randn((BATCH, count, channels * height * width), generator=generator),
+        "pixel_attention_mask": held.long(),
+        "spatial_shapes": torch.tensor(list(zip(high, wide, strict=True))),
+    }
 
 
 def _ordinary_ids(config: Any) -> Tensor:
@@ -111,8 +151,13 @@ def _picture(config: Any) -> tuple[int, ...]:
     """Channels, height and width; of a film the number of pictures first."""
     size = _stated(config, "image_size") or IMAGE_SIZE
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    ratios = getattr(config, "scaled_images_ratios", None)
+    if ratios:  # patches are cut of the picture made smaller, too: at least one of the smallest
+        height = width = max(height, int(config.patch_size / min(ratios)))
     channels = _stated(config, "num_channels", "in_channels", "in_chans") or 3
     frames = _stated(config, "num_frames", "frames_per_clip")
+    if hasattr(config, "audio_samples_per_frame"):  # frames are those of a film with sound, not of pictures
+        frames = None
     return (*([frames] if frames else []), channels, height, width)
 
 
