@@ -372,6 +372,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "granite_speech": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
     "granite_speech_plus": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
     "granite_speech5_ctc": {"encoder_config.context_size": 16},
+    "paligemma": {"projection_dim": 64, "vision_config.projection_dim": 64},
     "perceiver": {"num_latents": 12, "d_latents": 64, "d_model": 48, "num_self_attends_per_block": 2},
     "blip-2": {"qformer_config.use_qformer_text_input": True},
     "wav2vec2-bert": {"vocab_size": 97, "feature_projection_input_dim": 24},
@@ -428,7 +429,8 @@ def _spread(value: list[Any]) -> list[Any]:
 def _token(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [min(v, 3) for v in value if isinstance(v, int)]
-    known = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    known = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "image_token_id": 4}
+    known |= {"image_token_index": 4, "video_token_id": 5, "audio_token_id": 6}
     if isinstance(value, int) and value > 3:
         return known.get(name, 3)
     return value

@@ -117,10 +117,12 @@ def capture(
     dynamic_shapes: Any = None,
     known: Container[str] = frozenset(),
     values: Mapping[str, Any] | None = None,
+    checks: bool = True,
 ) -> Captured:
     """Capture `module` (in eval mode, on any device; meta is enough). `known` are the ops, by name with
     or without overload, that have a rule and need not be taken apart. Where the module branches on the
     values of its inputs, it is traced as `values` of them lead (see :mod:`surgeon.graph.branches`).
+    Without `checks` the graph leaves out what the module makes sure of as it runs (``torch._check``).
 
     Raises ModelError S210 with the place in the model where it cannot be captured.
     """
@@ -136,6 +138,8 @@ def capture(
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
                     program = _taken_apart(program, known)
                 _drop_copies(program.graph)
+                if not checks:
+                    _drop_checks(program.graph)
             program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
     except Exception as error:
         raise _refusal(module, error) from error
@@ -196,6 +200,13 @@ def _drop_copies(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif node.target is aten._unsafe_view.default:
             node.target = aten.view.default
+
+
+def _drop_checks(graph: fx.Graph) -> None:
+    """What is computed for a check alone is dead code then."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default:
+            graph.erase_node(node)
 
 
 def _name_dtypes(graph: fx.Graph) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import ModelError, fail
+from surgeon.models.pictures import pictures_among_words
 
 BATCH, SEQUENCE = 3, 7  # of the inputs that graphs are traced with and the proof runs on
 IMAGE_SIZE = 64  # where the config names none: the class takes any
@@ -32,10 +33,10 @@ def example_inputs(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, Any]:
+def real_inputs(module: nn.Module, seed: int) -> dict[str, Any]:
     """Keyword inputs for one forward pass on CPU: random tokens with some padding, random pictures and
-    sounds. A model that generates, or that gives words, can do with its main input; another gets all it
-    takes.
+    sounds. A model that generates, or that gives words, can do with its main input, among whose words
+    pictures stand where the class tells how; another gets all it takes.
 
     Raises ModelError S211 when the model's main input is not known.
     """
@@ -56,12 +57,20 @@ def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, 
         elif name in SHAPES:
             inputs[name] = torch.randn((BATCH, *SHAPES[name](config)), generator=generator)
         else:
-            inputs |= _tokens(module, generator, padded)
+            inputs |= _tokens(module, generator, padded=True)
+    if main == "input_ids" and "input_ids" in inputs:
+        pixels = torch.randn((BATCH, *_picture(config)), generator=generator)
+        inputs |= pictures_among_words(module, pixels, inputs, generator) or {}
     if "decoder_input_ids" in accepted:
         inputs["decoder_input_ids"] = _decoder_ids(module, inputs, generator)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     return {name: value for name, value in inputs.items() if name in accepted}
+
+
+def words(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Ids without padding or pictures, and their mask: to go on from."""
+    return _tokens(module, torch.Generator().manual_seed(seed), padded=False)
 
 
 def _main_input(module: Any, accepted: set[str]) -> str:

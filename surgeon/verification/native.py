@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
-from surgeon.models.inputs import holds_several, real_inputs
+from surgeon.models.inputs import holds_several, real_inputs, words
 from surgeon.models.native import build_meta, reason
 from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
@@ -230,7 +230,7 @@ def _greedy(model: Any, new_tokens: int = 4) -> Tensor | None:
         return None
     # One sequence: the last position of several is no contiguous tensor, and a linear layer then makes
     # a copy of its weights for each of them.
-    ids = real_inputs(model, SEEDS[-1] + 1, padded=False)["input_ids"][:1]
+    ids = words(model, SEEDS[-1] + 1)["input_ids"][:1]
     ids = ids.to(next(model.parameters()).device)
     options = {
         "max_new_tokens": new_tokens,
