@@ -95,24 +95,27 @@ DOCUMENT: dict[str, Any] = {
 LCNET: dict[str, Any] = {
     "model_type": "pp_lcnet_v4",
     "stem_channels": [3, 8, 16],
-    "block_configs": [[[3, 16, 16, 1, True]], [[3, 16, 16, 2, False]], [[3, 16, 24, 2, False]]]
-    + [[[3, 24, 32, 2, False]]],
+    "block_configs": [
+        [[3, 16, 16, 1, True]],
+        *([[3, m, n, 2, False]] for m, n in ((16, 16), (16, 24), (24, 32))),
+    ],
     "out_features": STAGES,
 }
+RATIOS = (("longratio", 7), ("midratio", 5), ("shortratio", 3))
 WITHIN: dict[str, Any] = {  # convolutions of several shapes side by side: kernel, stride, padding
     "reduce_channel": [1, 1, 0],
     "return_channel": [1, 1, 0],
-    **{
-        f"{kind}_{ratio}": [(n, 1) if kind[0] == "v" else (1, n) if kind[0] == "h" else n, 1]
-        + [(n // 2, 0) if kind[0] == "v" else (0, n // 2) if kind[0] == "h" else n // 2]
-        for kind in ("vertical_long_to_small_conv", "horizontal_small_to_long_conv", "symmetric_conv_long")
-        for ratio, n in (("longratio", 7), ("midratio", 5), ("shortratio", 3))
-    },
+    **{f"vertical_long_to_small_conv_{ratio}": [(n, 1), 1, (n // 2, 0)] for ratio, n in RATIOS},
+    **{f"horizontal_small_to_long_conv_{ratio}": [(1, n), 1, (0, n // 2)] for ratio, n in RATIOS},
+    **{f"symmetric_conv_long_{ratio}": [n, 1, n // 2] for ratio, n in RATIOS},
 }
 WRITTEN: dict[str, Any] = {  # detectors of lines of text
     "intraclass_block_config": WITHIN,
     "scale_factor_list": [1, 2, 4, 8],
     "kernel_list": [3, 2, 2],
+}
+TURNED: dict[str, Any] = {  # by three positions: each turns a part of half a head
+    "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 }
 FUSED: dict[str, Any] = {"neck_hidden_sizes": [16, 24, 32, 40]}  # four stages of a backbone, each its width
 SWIN: dict[str, Any] = {"num_layers": 2, "image_size": 32, "patch_size": 4, "window_size": 4}
@@ -372,6 +375,10 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "granite_speech": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
     "granite_speech_plus": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
     "granite_speech5_ctc": {"encoder_config.context_size": 16},
+    "qwen2_vl": TURNED,
+    "qwen2_5_vl": {**TURNED, "vision_config.window_size": 32, "vision_config.fullatt_block_indexes": [1]},
+    "qwen3_vl": TURNED,
+    "glm4v": TURNED,
     "paligemma": {"projection_dim": 64, "vision_config.projection_dim": 64},
     "perceiver": {"num_latents": 12, "d_latents": 64, "d_model": 48, "num_self_attends_per_block": 2},
     "blip-2": {"qformer_config.use_qformer_text_input": True},

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
@@ -122,7 +123,7 @@ def capture(
     """Capture `module` (in eval mode, on any device; meta is enough). `known` are the ops, by name with
     or without overload, that have a rule and need not be taken apart. Where the module branches on the
     values of its inputs, it is traced as `values` of them lead (see :mod:`surgeon.graph.branches`).
-    Without `checks` the graph leaves out what the module makes sure of as it runs (``torch._check``).
+    Without `checks` the graph leaves out what the module makes sure of as it runs, by the values of tensors.
 
     Raises ModelError S210 with the place in the model where it cannot be captured.
     """
@@ -130,28 +131,26 @@ def capture(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            silent = _silently()
+            silent, checked = _silently(), contextlib.nullcontext() if checks else _unchecked()
             # Lazy: the code of graphs that none runs is not made.
-            with within(module, Reading()), _use_lazy_graph_module(True), silent:
+            with within(module, Reading()), _use_lazy_graph_module(True), silent, checked:
                 program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
                 _name_dtypes(program.graph)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
                     program = _taken_apart(program, known)
                 _drop_copies(program.graph)
-                if not checks:
-                    _drop_checks(program.graph)
             program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
     except Exception as error:
         raise _refusal(module, error) from error
     captured = describe(program, module)
     for name, value in captured.constants.items():
-        if value.is_meta:
-            reader = next((n for n in captured.nodes if name in {i.name for i in n.all_input_nodes}), None)
+        reader = next((n for n in captured.nodes if name in {i.name for i in n.all_input_nodes}), None)
+        if value.is_meta and reader is not None:
             raise fail(
                 ModelError,
                 "S210",
                 f"{type(module).__name__} makes a tensor of data as it runs, which a dataless trace loses",
-                notes=(str(place_of(reader)),) if reader is not None else (),
+                notes=(str(place_of(reader)),),
                 help="make it once, as a buffer",
             )
     return captured
@@ -202,11 +201,13 @@ def _drop_copies(graph: fx.Graph) -> None:
             node.target = aten.view.default
 
 
-def _drop_checks(graph: fx.Graph) -> None:
-    """What is computed for a check alone is dead code then."""
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten._assert_scalar.default:
-            graph.erase_node(node)
+def _unchecked() -> contextlib.AbstractContextManager[Any]:
+    """What a module makes sure of by values of tensors is not traced."""
+    return patch.multiple(torch, _check_tensor_all=_nothing, _check_tensor_all_with=_nothing)
+
+
+def _nothing(*_: Any) -> None:
+    pass
 
 
 def _name_dtypes(graph: fx.Graph) -> None:

@@ -21,7 +21,7 @@ FRAMES = 48  # of a spectrogram whose length the class leaves open
 SAMPLES = 3840  # of a sound, where the config tells no convolutions: whole frames of 5, 10, 20 and 80 ms
 
 
-def example_inputs(module: nn.Module) -> dict[str, Any]:
+def example_inputs(module: nn.Module, pictures: bool = True) -> dict[str, Any]:
     """Keyword inputs on meta, for capture: the shapes that the proof will run on.
 
     Sizes are fixed: the class, not the graph, is the result, and a graph with symbolic sizes takes
@@ -29,36 +29,29 @@ def example_inputs(module: nn.Module) -> dict[str, Any]:
     """
     return {
         name: value.to("meta") if isinstance(value, Tensor) else value
-        for name, value in real_inputs(module, seed=0).items()
+        for name, value in real_inputs(module, 0, pictures).items()
     }
 
 
-def real_inputs(module: nn.Module, seed: int) -> dict[str, Any]:
+def real_inputs(module: nn.Module, seed: int, pictures: bool = True) -> dict[str, Any]:
     """Keyword inputs for one forward pass on CPU: random tokens with some padding, random pictures and
-    sounds. A model that generates, or that gives words, can do with its main input, among whose words
-    pictures stand where the class tells how; another gets all it takes.
+    sounds. A model that generates, or that gives words, can do with its main input and its words; with
+    `pictures` they stand among the words, where the class tells how. Another model gets all it takes.
 
     Raises ModelError S211 when the model's main input is not known.
     """
     generator = torch.Generator().manual_seed(seed)
     config: Any = module.config
-    accepted = set(inspect.signature(module.forward).parameters)
-    main = _main_input(module, accepted)
-    speaks = getattr(module, "get_output_embeddings", lambda: None)() is not None
-    others = (
-        ()
-        if speaks or getattr(module, "can_generate", lambda: False)()
-        else (name for name in MADE if name in accepted and name != main)
-    )
+    accepted = inspect.signature(module.forward).parameters
     inputs: dict[str, Any] = {}
-    for name in (main, *others):
+    for name in _looked_at(module, accepted):
         if name == "pixel_values" and "spatial_shapes" in accepted:
             inputs |= _patches(config, generator)
         elif name in SHAPES:
             inputs[name] = torch.randn((BATCH, *SHAPES[name](config)), generator=generator)
         else:
             inputs |= _tokens(module, generator, padded=True)
-    if main == "input_ids" and "input_ids" in inputs:
+    if pictures and "input_ids" in inputs:
         pixels = torch.randn((BATCH, *_picture(config)), generator=generator)
         inputs |= pictures_among_words(module, pixels, inputs, generator) or {}
     if "decoder_input_ids" in accepted:
@@ -68,18 +61,24 @@ def real_inputs(module: nn.Module, seed: int) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name in accepted}
 
 
+def _looked_at(module: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
+    """The names of what the model is given to look at, its main input first."""
+    main = str(getattr(module, "main_input_name", "input_ids"))
+    if main == "inputs":  # says nothing of what it is
+        main = next((name for name in MADE if name in accepted), main)
+    if main not in MADE:
+        raise fail(ModelError, "S211", f"{type(module).__name__} reads {main}, which surgeon cannot make up")
+    others = [name for name in MADE if name in accepted and name != main]
+    speaks = getattr(module, "get_output_embeddings", lambda: None)() is not None
+    if speaks or getattr(module, "can_generate", lambda: False)():
+        one = "decoder_input_ids" not in accepted  # the words that it goes on from are its own
+        others = [n for n in others if n == "input_ids" and (one or accepted[n].default is inspect._empty)]
+    return main, *others
+
+
 def words(module: nn.Module, seed: int) -> dict[str, Tensor]:
     """Ids without padding or pictures, and their mask: to go on from."""
     return _tokens(module, torch.Generator().manual_seed(seed), padded=False)
-
-
-def _main_input(module: Any, accepted: set[str]) -> str:
-    """What the class says it reads first; where it has no name of its own for it, what else it accepts."""
-    main = str(getattr(module, "main_input_name", "input_ids"))
-    found = main if main in MADE else next((name for name in MADE if name in accepted), None)
-    if found is None:
-        raise fail(ModelError, "S211", f"{type(module).__name__} reads {main}, which surgeon cannot make up")
-    return found
 
 
 def holds_several(inputs: Mapping[str, Any]) -> bool:
@@ -87,7 +86,7 @@ def holds_several(inputs: Mapping[str, Any]) -> bool:
     return sum(name in MADE for name in inputs) > 1
 
 
-def _tokens(module: nn.Module, generator: torch.Generator, padded: bool) -> dict[str, Tensor]:
+def _tokens(module: Any, generator: torch.Generator, padded: bool) -> dict[str, Tensor]:
     """Ids and their mask; the last of the sequences is padded."""
     ordinary = _ordinary_ids(module.config)
     if not len(ordinary):

@@ -29,6 +29,7 @@ def pictures_among_words(
         return None
     asked = inspect.signature(reader).parameters
     vision = getattr(module.config, "vision_config", None)
+    count: int | None
     if "image_grid_thw" in asked:
         given, count = _grids(vision, pixels, generator)
     else:
@@ -41,9 +42,7 @@ def pictures_among_words(
     return given | _laid(ids, token, count, accepted)
 
 
-def _grids(
-    vision: Any, pixels: Tensor, generator: torch.Generator
-) -> tuple[dict[str, Tensor], int]:
+def _grids(vision: Any, pixels: Tensor, generator: torch.Generator) -> tuple[dict[str, Tensor], int]:
     """Pictures cut into patches, all rows in one table, with how many patches each is long, high and wide;
     squares of neighbours become one row."""
     merged = getattr(vision, "spatial_merge_size", None) or 1

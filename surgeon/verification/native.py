@@ -71,7 +71,12 @@ class Observed:
 
 
 def observe_folder(
-    folder: Path, model_class: Any, own: torch.dtype, dtype: torch.dtype, device: torch.device
+    folder: Path,
+    model_class: Any,
+    own: torch.dtype,
+    dtype: torch.dtype,
+    device: torch.device,
+    pictures: bool = True,
 ) -> Observed:
     """Stock ``from_pretrained`` in the folder's dtype `own`, run in `dtype`. The weights are read anew
     whenever they are used, so that the model is never in memory as a whole."""
@@ -87,7 +92,7 @@ def observe_folder(
     )
     shelve(model.eval(), open_checkpoint(folder), dtype if dtype != own else None, device)
     unloaded = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in account[key])
-    return observe(model, dtype, generates=dtype == own, unloaded=tuple(unloaded))
+    return observe(model, dtype, dtype == own, tuple(unloaded), pictures)
 
 
 def observe_stored(
@@ -97,6 +102,7 @@ def observe_stored(
     own: torch.dtype,
     dtype: torch.dtype,
     device: torch.device,
+    pictures: bool = True,
 ) -> Observed:
     """The same for weights that ``from_pretrained`` does not open: the stock class is built of its config,
     and its weights are read whenever they are used."""
@@ -107,7 +113,7 @@ def observe_stored(
         owner = model.get_submodule(path)
         owner._buffers[last] = value.to(getattr(owner, last).dtype)  # as loading casts
     shelve_unloaded(model, stored, dtype if dtype != own else None, device)
-    return replace(observe(model, dtype, generates=dtype == own), loaded_by=BUILT)
+    return replace(observe(model, dtype, dtype == own, pictures=pictures), loaded_by=BUILT)
 
 
 @contextlib.contextmanager
@@ -156,10 +162,14 @@ def refuse_other_graph(source: Observed, wider: Tensor | None, exact: Tensor) ->
 
 
 def observe(
-    model: Any, dtype: torch.dtype, generates: bool = True, unloaded: tuple[str, ...] = ()
+    model: Any,
+    dtype: torch.dtype,
+    generates: bool = True,
+    unloaded: tuple[str, ...] = (),
+    pictures: bool = True,
 ) -> Observed:
     """Run a stock model on random inputs, some of them padded."""
-    several = [real_inputs(model, seed) for seed in SEEDS]
+    several = [real_inputs(model, seed, pictures) for seed in SEEDS]
     if holds_several(several[0]):  # it may hold all examples of a batch against each other
         output = torch.cat([_first_output(model, inputs, dtype) for inputs in several])
     else:
