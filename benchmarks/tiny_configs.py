@@ -379,6 +379,8 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {**TURNED, "vision_config.window_size": 32, "vision_config.fullatt_block_indexes": [1]},
     "qwen3_vl": TURNED,
     "glm4v": TURNED,
+    "florence2": {"vision_config.projection_dim": 64},
+    "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
     "paligemma": {"projection_dim": 64, "vision_config.projection_dim": 64},
     "perceiver": {"num_latents": 12, "d_latents": 64, "d_model": 48, "num_self_attends_per_block": 2},
     "blip-2": {"qformer_config.use_qformer_text_input": True},

@@ -85,6 +85,11 @@ class Branches(TorchFunctionMode):
             table = self._as_numbers(func, known, args, given)
             if table is not None:
                 return table
+        if known is not None and _picked_by_mask(func, args):
+            places = self._as_numbers(torch.nonzero, ((known[0][1],), {}), (args[1],), {})
+            if places is not None:
+                apart = self.__torch_function__(torch.unbind, types, (places, 1))
+                return self.__torch_function__(func, types, (args[0], tuple(apart)))
         if func in POSITIONS and len(args) == 1 and _small(args[0]):
             return self._all_positions(args[0], func is torch.where or given.get("as_tuple"))
         if func is Tensor.__iter__:
@@ -224,12 +229,19 @@ def _tensors_in(*trees: Any) -> list[Tensor]:
 
 
 def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether values say how many rows come out: counts, repetitions, or a mask that picks."""
+    """Whether values say how many rows come out: counts, or repetitions."""
     if func in REPEATED:
         return len(_tensors_in(args, kwargs)) > 1
-    if func is torch.unique_consecutive:
-        return not kwargs and len(args) == 1
-    return func is Tensor.__getitem__ and any(t.dtype == torch.bool for t in _tensors_in(args[1:]))
+    return func is torch.unique_consecutive and not kwargs and len(args) == 1
+
+
+def _picked_by_mask(func: Any, args: tuple[Any, ...]) -> bool:
+    return (
+        func is Tensor.__getitem__
+        and isinstance(args[1], Tensor)
+        and args[1].dtype == torch.bool
+        and args[1].ndim > 0
+    )
 
 
 def _small(traced: Tensor) -> bool:

@@ -84,9 +84,13 @@ class Captured:
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """What the trace took for granted of the inputs: a number, and the line of the model that asks."""
-        asserted = [node for node in self.nodes if op_name(node) == ASSERTION]
-        return tuple(dict.fromkeys(str(node.args[1]) for node in asserted))
+        """What the trace took for granted of the inputs: numbers, and the line of the model that asks."""
+        found: dict[str, dict[str, None]] = {}
+        for node in self.nodes:
+            if op_name(node) == ASSERTION:
+                number, _, place = str(node.args[1]).partition(" at ")
+                found.setdefault(place, {})[number] = None
+        return tuple(f"{', '.join(numbers)} at {place}" for place, numbers in found.items())
 
     @property
     def results(self) -> list[fx.Node]:

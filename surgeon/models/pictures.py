@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from surgeon.models.native import build_meta
 
+READS = "get_image_features"
+"""What classes call the method that makes rows of pictures; one that wraps such a class has it within."""
+
 
 def pictures_among_words(
     module: Any, pixels: Tensor, ids: dict[str, Tensor], generator: torch.Generator
@@ -24,10 +27,10 @@ def pictures_among_words(
     are a plain batch; None where the class or its config does not tell where pictures go."""
     token = getattr(module.config, "image_token_id", None)
     accepted = inspect.signature(module.forward).parameters
-    reader = getattr(module, "get_image_features", None)
+    reader = next((m for m in (module, *module.children()) if hasattr(m, READS)), None)
     if not isinstance(token, int) or reader is None or "pixel_values" not in accepted:
         return None
-    asked = inspect.signature(reader).parameters
+    asked = inspect.signature(getattr(reader, READS)).parameters
     vision = getattr(module.config, "vision_config", None)
     count: int | None
     if "image_grid_thw" in asked:
@@ -57,13 +60,14 @@ def _grids(vision: Any, pixels: Tensor, generator: torch.Generator) -> tuple[dic
 def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
     """How many rows the class makes of one picture; None where it does not say, or not without data."""
     weight = next(module.parameters())
+    reader = next(m for m in (module, *module.children()) if hasattr(m, READS))
     cast = {
         name: value.to(weight.device, weight.dtype) if value.is_floating_point() else value
         for name, value in given.items()
     }
     try:
         with torch.no_grad():
-            made = module.get_image_features(**cast)
+            made = getattr(reader, READS)(**cast)
     except Exception:  # it wants more than pictures
         return None
     found = getattr(made, "pooler_output", made)
