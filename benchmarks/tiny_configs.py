@@ -47,6 +47,7 @@ SIZES: tuple[tuple[str, int], ...] = (  # the first pattern that matches a whole
     (r"(mamba_)?chunk_size|mamba_chunk_size", 8),
     (r"sliding_window|attention_window|local_window|window_size|attention_window_size|cache_size", 4),
     (r"image_size|img_size", 32),
+    (r"num_patches", 16),
     (r"patch_size", 8),
     (r"relative_attention_num_buckets", 8),
     (r"num_mel_bins", 16),
@@ -56,6 +57,7 @@ SIZES: tuple[tuple[str, int], ...] = (  # the first pattern that matches a whole
     (r"head_hidden_size|auxiliary_channels", 12),
     (r"neck_out_channels", 24),
     (r"upsample_groups", 4),
+    (r"mm_tokens_per_image", 4),
 )
 
 LAST_STAGE: dict[str, Any] = {"out_features": None, "out_indices": None}  # as the class sets them itself
@@ -89,6 +91,31 @@ DOCUMENT: dict[str, Any] = {
     "backbone_config": HGNET,
     "encoder_in_channels": [28, 32, 40],
     "decoder_in_channels": [64, 64, 64],
+}
+LCNET: dict[str, Any] = {
+    "model_type": "pp_lcnet_v4",
+    "stem_channels": [3, 8, 16],
+    "block_configs": [
+        [[3, 16, 16, 1, True]],
+        *([[3, m, n, 2, False]] for m, n in ((16, 16), (16, 24), (24, 32))),
+    ],
+    "out_features": STAGES,
+}
+RATIOS = (("longratio", 7), ("midratio", 5), ("shortratio", 3))
+WITHIN: dict[str, Any] = {  # convolutions of several shapes side by side: kernel, stride, padding
+    "reduce_channel": [1, 1, 0],
+    "return_channel": [1, 1, 0],
+    **{f"vertical_long_to_small_conv_{ratio}": [(n, 1), 1, (n // 2, 0)] for ratio, n in RATIOS},
+    **{f"horizontal_small_to_long_conv_{ratio}": [(1, n), 1, (0, n // 2)] for ratio, n in RATIOS},
+    **{f"symmetric_conv_long_{ratio}": [n, 1, n // 2] for ratio, n in RATIOS},
+}
+WRITTEN: dict[str, Any] = {  # detectors of lines of text
+    "intraclass_block_config": WITHIN,
+    "scale_factor_list": [1, 2, 4, 8],
+    "kernel_list": [3, 2, 2],
+}
+TURNED: dict[str, Any] = {  # by three positions: each turns a part of half a head
+    "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 }
 FUSED: dict[str, Any] = {"neck_hidden_sizes": [16, 24, 32, 40]}  # four stages of a backbone, each its width
 SWIN: dict[str, Any] = {"num_layers": 2, "image_size": 32, "patch_size": 4, "window_size": 4}
@@ -161,7 +188,10 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"num_kv_shared_layers": 0, "laurel_rank": 10, "intermediate_size": [88, 88]},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 8]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "gemma4_unified_assistant": {
+        "text_config.num_kv_shared_layers": LAYERS,
+        "text_config.layer_types": ["sliding_attention", "full_attention"],
+    },
     "beit": {"image_size": 32, **LAST_STAGE},
     "dinov2": {"image_size": 32, "mlp_ratio": 2, **LAST_STAGE},
     "dinov2_with_registers": {"image_size": 32, "mlp_ratio": 2, **LAST_STAGE},
@@ -201,13 +231,43 @@ TWEAKS: dict[str, dict[str, Any]] = {
     | {"decoder_in_channels": [64, 64, 64], "head_dim": 16, "max_num_bins": 6},
     "deimv2": {"backbone_config": HGNET, "encoder_in_channels": [28, 32, 40]}
     | {"decoder_in_channels": [64, 64, 64]},
-    "pp_doclayout_v2": DOCUMENT,
-    "pp_doclayout_v3": DOCUMENT,
+    "pp_doclayout_v2": {
+        **DOCUMENT,
+        "class_thresholds": [0.5] * 4,
+        "class_order": [0, 2, 1, 3],
+        "id2label": {n: f"{n}" for n in range(4)},
+    },
+    "pp_doclayout_v3": {**DOCUMENT, "backbone_config": {**HGNET, "out_features": STAGES}, "x4_feat_dim": 24},
     "pp_doclayout_v4": DOCUMENT,
     "pp_ocrv5_mobile_det": {"neck_out_channels": 32},
-    "pp_ocrv5_server_det": {"backbone_config": {**HGNET, "out_features": STAGES}},
-    "pp_ocrv6_medium_det": {"layer_list_out_channels": [12, 18, 24, 30]},
-    "lw_detr": {"backbone_config.num_windows": 4, "backbone_config.num_windows_side": 2},
+    "pp_ocrv5_server_det": {"backbone_config": {**HGNET, "out_features": STAGES}, **WRITTEN},
+    "pp_ocrv6_medium_det": {"backbone_config": LCNET, **WRITTEN},
+    "pp_ocrv6_small_det": {"backbone_config": LCNET, "layer_list_out_channels": [16, 16, 24, 32]},
+    "lw_detr": {
+        "backbone_config.num_windows": 4,
+        "backbone_config.num_windows_side": 2,
+        "backbone_config.window_block_indices": [0],
+        "projector_scale_factors": [2.0, 0.5],
+        "projector_in_channels": [64, 64],
+        "num_feature_levels": 2,
+        "group_detr": 2,
+    },
+    "sapiens2": {
+        "head_config": {"upsample_out_channels": [24, 20], "conv_out_channels": [12]},
+        "num_key_value_heads_per_layer": [4, 2],
+        **LAST_STAGE,
+    },
+    "depth_pro": {
+        "patch_size": 16,
+        "intermediate_hook_ids": [1, 0],
+        "intermediate_feature_dims": [20, 24],
+        "scaled_images_feature_dims": [28, 32, 36],
+        **{
+            f"{part}_model_config": {"model_type": "dinov2", "image_size": 16, "patch_size": 8}
+            | {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2}
+            for part in ("image", "patch", "fov")
+        },
+    },
     "convnext": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "convnextv2": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "cvt": {"embed_dim": [16, 24, 32], "depth": [1, 2, 3], "num_heads": [1, 3, 4], "image_size": 64},
@@ -316,6 +376,14 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "granite_speech": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
     "granite_speech_plus": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
     "granite_speech5_ctc": {"encoder_config.context_size": 16},
+    "qwen2_vl": TURNED,
+    "qwen2_5_vl": {**TURNED, "vision_config.window_size": 32, "vision_config.fullatt_block_indexes": [1]},
+    "qwen3_vl": TURNED,
+    "glm4v": TURNED,
+    "florence2": {"vision_config.projection_dim": 64},
+    "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
+    "paligemma": {"projection_dim": 64, "vision_config.projection_dim": 64},
+    "perceiver": {"num_latents": 12, "d_latents": 64, "d_model": 48, "num_self_attends_per_block": 2},
     "blip-2": {"qformer_config.use_qformer_text_input": True},
     "wav2vec2-bert": {"vocab_size": 97, "feature_projection_input_dim": 24},
     "wav2vec2-conformer": {"vocab_size": 97},
@@ -388,7 +456,8 @@ def _spread(value: list[Any]) -> list[Any]:
 def _token(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [min(v, 3) for v in value if isinstance(v, int)]
-    known = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    known = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "image_token_id": 4}
+    known |= {"image_token_index": 4, "video_token_id": 5, "audio_token_id": 6}
     if isinstance(value, int) and value > 3:
         return known.get(name, 3)
     return value

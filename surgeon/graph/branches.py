@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 from surgeon.graph.places import is_machinery, short
+from surgeon.graph.reading import of_numbers
 
 MAX_ELEMENTS = 1 << 22  # of a value that is kept beside the trace
 
@@ -37,6 +38,7 @@ ASKED = {
     Tensor.__format__,
     Tensor.tolist,
 }
+REPEATED = {torch.repeat_interleave, Tensor.repeat_interleave}
 POSITIONS = {torch.nonzero, Tensor.nonzero, torch.where}
 ADDED = {torch.index_add, Tensor.index_add, Tensor.index_add_}
 RANDOM = re.compile(r"rand|normal|bernoulli|multinomial|uniform|exponential|empty|dropout")
@@ -79,6 +81,15 @@ class Branches(TorchFunctionMode):
         known = self._of(args, given)
         if func in ASKED and known is not None:
             return self._answer(func, args, known[0])
+        if known is not None and _sized_by_values(func, args, given):
+            table = self._as_numbers(func, known, args, given)
+            if table is not None:
+                return table
+        if known is not None and _picked_by_mask(func, args):
+            places = self._as_numbers(torch.nonzero, ((known[0][1],), {}), (args[1],), {})
+            if places is not None:
+                apart = self.__torch_function__(torch.unbind, types, (places, 1))
+                return self.__torch_function__(func, types, (args[0], tuple(apart)))
         if func in POSITIONS and len(args) == 1 and _small(args[0]):
             return self._all_positions(args[0], func is torch.where or given.get("as_tuple"))
         if func is Tensor.__iter__:
@@ -103,13 +114,34 @@ class Branches(TorchFunctionMode):
         return tree_map(value, (args, kwargs))
 
     def _answer(self, func: Any, args: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
-        if values[0].numel() != 1:
-            return func(*args)
         with _disable_current_modes():  # beside the trace
-            answer, number = func(*values), values[0].item()
+            numbers = values[0].tolist()
+        table = numbers if values[0].ndim == 0 else of_numbers(numbers, values[0].dtype, args[0].device)
+        if table is None or (values[0].numel() != 1 and func is not Tensor.tolist):
+            return func(*args)
+        with _disable_current_modes():
+            answer = func(*values)
         if id(args[0]) in self._given:
-            torch._assert_async((args[0] == number).all(), f"{number} at {_where()}")
+            torch._assert_async((args[0] == table).all(), f"{numbers} at {_where()}")
         return answer
+
+    def _as_numbers(
+        self, func: Any, known: tuple[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """What has as many rows as the inputs say is put down as its numbers, which the inputs must give."""
+        tensors, values = _tensors_in(args, kwargs), _tensors_in(*known)
+        with _disable_current_modes():
+            made = func(*known[0], **known[1])
+        table = of_numbers(made.tolist(), made.dtype, tensors[0].device)
+        for tensor, value in zip(tensors, values, strict=True):
+            asked = of_numbers(value.tolist(), value.dtype, tensor.device)
+            if table is None or asked is None:
+                return None
+            if id(tensor) in self._given:
+                torch._assert_async((tensor == asked).all(), f"{value.tolist()} at {_where()}")
+        if table is not None:
+            self._known[id(table)] = table, made
+        return table
 
     def _all_positions(self, chosen: Tensor, apart: Any) -> Any:
         """Every position of a tensor, axis by axis, whether it is chosen or not."""
@@ -190,6 +222,26 @@ def _casts_in_place() -> contextlib.AbstractContextManager[Any]:
         return self if wanted == {p.dtype for p in self.parameters()} else cast(self, *args, **kwargs)
 
     return patch.object(nn.Module, "to", to)
+
+
+def _tensors_in(*trees: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(trees)[0] if isinstance(leaf, Tensor)]
+
+
+def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether values say how many rows come out: counts, or repetitions."""
+    if func in REPEATED:
+        return len(_tensors_in(args, kwargs)) > 1
+    return func is torch.unique_consecutive and not kwargs and len(args) == 1
+
+
+def _picked_by_mask(func: Any, args: tuple[Any, ...]) -> bool:
+    return (
+        func is Tensor.__getitem__
+        and isinstance(args[1], Tensor)
+        and args[1].dtype == torch.bool
+        and args[1].ndim > 0
+    )
 
 
 def _small(traced: Tensor) -> bool:

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
@@ -84,9 +85,13 @@ class Captured:
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """What the trace took for granted of the inputs: a number, and the line of the model that asks."""
-        asserted = [node for node in self.nodes if op_name(node) == ASSERTION]
-        return tuple(dict.fromkeys(str(node.args[1]) for node in asserted))
+        """What the trace took for granted of the inputs: numbers, and the line of the model that asks."""
+        found: dict[str, dict[str, None]] = {}
+        for node in self.nodes:
+            if op_name(node) == ASSERTION:
+                number, _, place = str(node.args[1]).partition(" at ")
+                found.setdefault(place, {})[number] = None
+        return tuple(f"{', '.join(numbers)} at {place}" for place, numbers in found.items())
 
     @property
     def results(self) -> list[fx.Node]:
@@ -125,10 +130,12 @@ def capture(
     dynamic_shapes: Any = None,
     known: Container[str] = frozenset(),
     values: Mapping[str, Any] | None = None,
+    checks: bool = True,
 ) -> Captured:
     """Capture `module` (in eval mode, on any device; meta is enough). `known` are the ops, by name with
     or without overload, that have a rule and need not be taken apart. Where the module branches on the
     values of its inputs, it is traced as `values` of them lead (see :mod:`surgeon.graph.branches`).
+    Without `checks` the graph leaves out what the module makes sure of as it runs, by the values of tensors.
 
     Raises ModelError S210 with the place in the model where it cannot be captured.
     """
@@ -136,9 +143,9 @@ def capture(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            silent = _silently()
+            silent, checked = _silently(), contextlib.nullcontext() if checks else _unchecked()
             # Lazy: the code of graphs that none runs is not made.
-            with within(module, Reading()), _use_lazy_graph_module(True), silent, _unvalidated():
+            with within(module, Reading()), _use_lazy_graph_module(True), silent, checked, _unvalidated():
                 program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
                 _name_dtypes(program.graph)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
@@ -150,13 +157,13 @@ def capture(
         raise _refusal(module, error) from error
     captured = describe(program, module)
     for name, value in captured.constants.items():
-        if value.is_meta:
-            reader = next((n for n in captured.nodes if name in {i.name for i in n.all_input_nodes}), None)
+        reader = next((n for n in captured.nodes if name in {i.name for i in n.all_input_nodes}), None)
+        if value.is_meta and reader is not None:
             raise fail(
                 ModelError,
                 "S210",
                 f"{type(module).__name__} makes a tensor of data as it runs, which a dataless trace loses",
-                notes=(str(place_of(reader)),) if reader is not None else (),
+                notes=(str(place_of(reader)),),
                 help="make it once, as a buffer",
             )
     return captured
@@ -229,6 +236,15 @@ def _name_pieces(graph: fx.Graph) -> None:
             if all(isinstance(size, int) for size in sizes):
                 node.target, node.args = aten.split_with_sizes.default, (source, sizes, dim)
                 node.kwargs = {}
+
+
+def _unchecked() -> contextlib.AbstractContextManager[Any]:
+    """What a module makes sure of by values of tensors is not traced."""
+    return patch.multiple(torch, _check_tensor_all=_nothing, _check_tensor_all_with=_nothing)
+
+
+def _nothing(*_: Any) -> None:
+    pass
 
 
 def _name_dtypes(graph: fx.Graph) -> None:

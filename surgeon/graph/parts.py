@@ -150,7 +150,25 @@ def slice_scatter(
     return torch.cat([piece for piece in (before, y, after) if piece.shape[dim]], dim)
 
 
+def masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """Rows put, in their order, where a mask is true: the last axes, along which the mask says the same and
+    which the source has, too, lie whole in each row."""
+    mask = mask.reshape([1] * (x.ndim - mask.ndim) + list(mask.shape))
+    spread, whole = mask.expand(x.shape), 0
+    while whole < min(x.ndim, source.ndim) and spread.stride()[-1 - whole] == 0:
+        if source.shape[-1 - whole] != x.shape[-1 - whole]:
+            break
+        whole += 1
+    front, back = x.shape[: x.ndim - whole], x.shape[x.ndim - whole :]
+    for _ in back:
+        mask = mask.squeeze(-1) if mask.shape[-1] == 1 else mask.any(-1)
+    order = torch.cumsum(mask.expand(front).reshape(-1), 0) - 1  # of each place among those that are true
+    rows = source.reshape(-1, *back).index_select(0, order.clamp(min=0)).reshape(*front, *back)
+    return torch.where(spread, rows, x)
+
+
 PARTS: Mapping[Any, Any] = {
+    aten.masked_scatter.default: masked_scatter,
     aten._weight_norm.default: weight_norm,
     aten.glu.default: glu,
     aten.prelu.default: prelu,

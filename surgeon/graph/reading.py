@@ -28,7 +28,7 @@ class Reading(TorchFunctionMode):
         if func is torch._C._set_grad_enabled and not (args[0] or torch.is_grad_enabled()):
             return None
         if func in (torch.tensor, torch.as_tensor) and len(args) == 1 and not given.get("requires_grad"):
-            made = _of_numbers(args[0], given.get("dtype"), given.get("device"))
+            made = of_numbers(args[0], given.get("dtype"), given.get("device"))
             if made is not None:
                 return made
         if func is torch.Tensor.__getitem__:
@@ -36,7 +36,7 @@ class Reading(TorchFunctionMode):
             several = index if isinstance(index, tuple) else (index,)
             if any(isinstance(i, list) for i in several):
                 device = tensor.device
-                laid = (_of_numbers(i, None, device) if isinstance(i, list) else i for i in several)
+                laid = (of_numbers(i, None, device) if isinstance(i, list) else i for i in several)
                 args = tensor, tuple(i if m is None else m for i, m in zip(several, laid, strict=True))
         return func(*args, **given)
 
@@ -56,7 +56,7 @@ def within(module: nn.Module, mode: TorchFunctionMode) -> Iterator[None]:
         yield
 
 
-def _of_numbers(data: Any, dtype: Any, device: Any) -> Tensor | None:
+def of_numbers(data: Any, dtype: Any, device: Any) -> Tensor | None:
     """The tensor of a number, or of a short list of numbers or of equally long lists of them; None for other
     data."""
     if isinstance(data, (bool, int, float)):
@@ -68,7 +68,7 @@ def _of_numbers(data: Any, dtype: Any, device: Any) -> Tensor | None:
     if all(isinstance(item, (list, tuple)) for item in data):
         if len({len(item) for item in data}) != 1:
             return None
-        rows = [_of_numbers(item, dtype, device) for item in data]
+        rows = [of_numbers(item, dtype, device) for item in data]
     else:
         kinds = {type(item) for item in data}
         if kinds == {int, float}:  # as torch reads them together

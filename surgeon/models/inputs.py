@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import ModelError, fail
+from surgeon.models.pictures import pictures_among_words
 
 BATCH, SEQUENCE = 3, 7  # of the inputs that graphs are traced with and the proof runs on
 IMAGE_SIZE = 64  # where the config names none: the class takes any
@@ -20,7 +21,7 @@ FRAMES = 48  # of a spectrogram whose length the class leaves open
 SAMPLES = 3840  # of a sound, where the config tells no convolutions: whole frames of 5, 10, 20 and 80 ms
 
 
-def example_inputs(module: nn.Module) -> dict[str, Any]:
+def example_inputs(module: nn.Module, pictures: bool = True) -> dict[str, Any]:
     """Keyword inputs on meta, for capture: the shapes that the proof will run on.
 
     Sizes are fixed: the class, not the graph, is the result, and a graph with symbolic sizes takes
@@ -28,44 +29,59 @@ def example_inputs(module: nn.Module) -> dict[str, Any]:
     """
     return {
         name: value.to("meta") if isinstance(value, Tensor) else value
-        for name, value in real_inputs(module, seed=0).items()
+        for name, value in real_inputs(module, 0, pictures).items()
     }
 
 
-def real_inputs(module: nn.Module, seed: int, padded: bool = True) -> dict[str, Any]:
+def real_inputs(module: nn.Module, seed: int, pictures: bool = True) -> dict[str, Any]:
     """Keyword inputs for one forward pass on CPU: random tokens with some padding, random pictures and
-    sounds. A model that generates, or that gives words, can do with its main input; another gets all it
-    takes.
+    sounds. A model that generates, or that gives words, can do with its main input and its words; with
+    `pictures` they stand among the words, where the class tells how. Another model gets all it takes.
 
     Raises ModelError S211 when the model's main input is not known.
     """
     generator = torch.Generator().manual_seed(seed)
     config: Any = module.config
-    accepted = set(inspect.signature(module.forward).parameters)
-    main = getattr(module, "main_input_name", "input_ids")
-    if main not in MADE:
-        raise fail(ModelError, "S211", f"{type(module).__name__} reads {main}, which surgeon cannot make up")
-    speaks = getattr(module, "get_output_embeddings", lambda: None)() is not None
-    others = (
-        ()
-        if speaks or getattr(module, "can_generate", lambda: False)()
-        else (name for name in MADE if name in accepted and name != main)
-    )
+    accepted = inspect.signature(module.forward).parameters
     inputs: dict[str, Any] = {}
-    for name in (main, *others):
-        if name in SHAPES:
+    for name in _looked_at(module, accepted):
+        if name == "pixel_values" and "spatial_shapes" in accepted:
+            inputs |= _patches(config, generator)
+        elif name in SHAPES:
             shape = SHAPES[name](config)
             if name == "input_values" and "padding_mask" in accepted:  # such sounds come with their channels
                 shape = (_stated(config, "audio_channels") or 1, *shape)
             inputs[name] = torch.randn((BATCH, *shape), generator=generator)
         else:
-            inputs |= _tokens(module, generator, padded)
+            inputs |= _tokens(module, generator, padded=True)
+    if pictures and "input_ids" in inputs:
+        pixels = torch.randn((BATCH, *_picture(config)), generator=generator)
+        inputs |= pictures_among_words(module, pixels, inputs, generator) or {}
     if "decoder_input_ids" in accepted:
-        ids = inputs["input_ids"] if "input_ids" in inputs else _tokens(module, generator, False)["input_ids"]
-        inputs["decoder_input_ids"] = ids.flip(1)
+        inputs["decoder_input_ids"] = _decoder_ids(module, inputs, generator)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     return {name: value for name, value in inputs.items() if name in accepted}
+
+
+def _looked_at(module: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
+    """The names of what the model is given to look at, its main input first."""
+    main = str(getattr(module, "main_input_name", "input_ids"))
+    if main == "inputs":  # says nothing of what it is
+        main = next((name for name in MADE if name in accepted), main)
+    if main not in MADE:
+        raise fail(ModelError, "S211", f"{type(module).__name__} reads {main}, which surgeon cannot make up")
+    others = [name for name in MADE if name in accepted and name != main]
+    speaks = getattr(module, "get_output_embeddings", lambda: None)() is not None
+    if speaks or getattr(module, "can_generate", lambda: False)():
+        one = "decoder_input_ids" not in accepted  # the words that it goes on from are its own
+        others = [n for n in others if n == "input_ids" and (one or accepted[n].default is inspect._empty)]
+    return main, *others
+
+
+def words(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Ids without padding or pictures, and their mask: to go on from."""
+    return _tokens(module, torch.Generator().manual_seed(seed), padded=False)
 
 
 def holds_several(inputs: Mapping[str, Any]) -> bool:
@@ -73,17 +89,49 @@ def holds_several(inputs: Mapping[str, Any]) -> bool:
     return sum(name in MADE for name in inputs) > 1
 
 
-def _tokens(module: nn.Module, generator: torch.Generator, padded: bool) -> dict[str, Tensor]:
+def _tokens(module: Any, generator: torch.Generator, padded: bool) -> dict[str, Tensor]:
     """Ids and their mask; the last of the sequences is padded."""
     ordinary = _ordinary_ids(module.config)
     if not len(ordinary):
         raise fail(ModelError, "S220", f"{type(module.config).__name__} has an empty vocabulary")
     rows = BATCH * getattr(module, "num_codebooks", 1)  # each codebook's ids are rows of their own
-    chosen = torch.randint(len(ordinary), (rows, SEQUENCE), generator=generator)
+    shape: tuple[int, ...] = (rows, SEQUENCE)
+    sounds = getattr(module.config, "codebook_vocab_size", None)
+    if sounds is not None:  # beside each word, one id of every codebook
+        shape = (*shape, 1 + module.config.num_codebooks)
+        ordinary = ordinary[ordinary < sounds]
+    chosen = torch.randint(len(ordinary), shape, generator=generator)
     mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)
     if padded:
         mask[-1, SEQUENCE - 3 :] = 0
     return {"input_ids": ordinary[chosen], "attention_mask": mask}
+
+
+def _decoder_ids(module: Any, inputs: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+    """The ids of the encoder in reverse; a decoder that reads several channels has ids for each."""
+    decoder = getattr(module.config, "decoder_config", None)
+    channels = getattr(decoder, "num_channels", None) if hasattr(decoder, "vocab_size") else None
+    if channels is not None:
+        ordinary = _ordinary_ids(decoder)
+        return ordinary[torch.randint(len(ordinary), (BATCH, SEQUENCE, channels), generator=generator)]
+    ids = inputs["input_ids"] if "input_ids" in inputs else _tokens(module, generator, False)["input_ids"]
+    return Tensor.flip(ids, 1)
+
+
+def _patches(config: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    """Pictures cut into patches, each laid in a row; how many stand beside and above each other, and which
+    of the rows hold any: not all do, and the pictures are not alike."""
+    count, size = _stated(config, "num_patches"), _stated(config, "patch_size")
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    channels = _stated(config, "num_channels") or 3
+    high = [1 + n for n in range(BATCH)]
+    wide = [count // (h + 1) for h in high]
+    held = torch.arange(count) < torch.tensor([h * w for h, w in zip(high, wide, strict=True)])[:, None]
+    return {
+        "pixel_values": torch.randn((BATCH, count, channels * height * width), generator=generator),
+        "pixel_attention_mask": held.long(),
+        "spatial_shapes": torch.tensor(list(zip(high, wide, strict=True))),
+    }
 
 
 def _ordinary_ids(config: Any) -> Tensor:
@@ -114,8 +162,13 @@ def _picture(config: Any) -> tuple[int, ...]:
     """Channels, height and width; of a film the number of pictures first."""
     size = _stated(config, "image_size") or IMAGE_SIZE
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    ratios = getattr(config, "scaled_images_ratios", None)
+    if ratios:  # patches are cut of the picture made smaller, too: at least one of the smallest
+        height = width = max(height, int(config.patch_size / min(ratios)))
     channels = _stated(config, "num_channels", "in_channels", "in_chans") or 3
     frames = _stated(config, "num_frames", "frames_per_clip")
+    if hasattr(config, "audio_samples_per_frame"):  # frames are those of a film with sound, not of pictures
+        frames = None
     return (*([frames] if frames else []), channels, height, width)
 
 

@@ -58,7 +58,7 @@ def prove_folders(
     subject, plan = surgery.subject, surgery.plan
     assert isinstance(subject.source, TransformersSource)
     rounded_to = main_dtype(grown.checkpoint) if grown is not None else None
-    inputs = real_inputs(subject.module, seed=0)
+    inputs = real_inputs(subject.module, 0, subject.pictures)
     pair = Pair(
         plan,
         source.open,
@@ -81,8 +81,8 @@ def prove_folders(
 
     def see(folder: Path, config: Any, stored: StoredModel, wanted: torch.dtype) -> Observed:
         if opened_by_stock:
-            return observe_folder(folder, model_class, own, wanted, device, asked)
-        return observe_stored(stored, config, model_class, own, wanted, device, asked)
+            return observe_folder(folder, model_class, own, wanted, device, asked, subject.pictures)
+        return observe_stored(stored, config, model_class, own, wanted, device, asked, subject.pictures)
 
     def see_source(wanted: torch.dtype) -> Observed:
         return see(source_folder, config, source, wanted)
@@ -114,7 +114,7 @@ def prove_sample(
     were written as the plan says. Stock transformers is not run."""
     subject, plan = surgery.subject, surgery.plan
     sample = draw(plan)
-    inputs = real_inputs(subject.module, seed=0)
+    inputs = real_inputs(subject.module, 0, subject.pictures)
     buffers = {**subject.buffers, **stored.buffers()}
     pair = Pair(plan, stored.open, inputs, None, surgery.grown_buffers, buffers, sample=sample)
     run = coexecute(pair, device, watched_nodes(plan) - sample.unrun - sample.stands.keys())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -39,7 +40,8 @@ def quiet(_: str) -> None:
 class Subject:
     """A source model and its anatomy.
 
-    `module` is on meta for a transformers model; `buffers` holds the real values of its buffers.
+    `module` is on meta for a transformers model; `buffers` holds the real values of its buffers. A model that
+    reads pictures among words is traced and proved with words alone where `unseen` says why.
     """
 
     source: Source
@@ -47,6 +49,12 @@ class Subject:
     anatomy: Anatomy = field(repr=False)
     buffers: Mapping[str, Tensor] = field(repr=False)
     known: frozenset[str] = field(repr=False)  # ops that have a rule
+    unseen: str = ""
+
+    @property
+    def pictures(self) -> bool:
+        """Whether pictures stand among the words, of a model that reads both."""
+        return not self.unseen
 
 
 @dataclass(frozen=True)
@@ -67,9 +75,10 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
     rules = (*builtin_rules(), *(program.rules if program else ()))
     known = frozenset(name for rule in rules for name in rule.names)
     stage("tracing the model")
+    unseen = ""
     if isinstance(source, TransformersSource):
         module, buffers = build_meta(source.config, source.model_class)
-        captured = _captured(module, module, known)
+        captured, unseen = _first_captured(module, known)
     else:
         module = source.module
         buffers = {name: b.detach() for name, b in module.named_buffers()}
@@ -78,12 +87,27 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
     stage("inferring dims")
     # The class is built anew, so what it makes of numbers is made anew; a plain module's graph stays.
     closed = closed_nodes(captured) if isinstance(source, TransformersSource) else frozenset()
-    return Subject(source, module, infer(captured, rules, closed), buffers, known)
+    return Subject(source, module, infer(captured, rules, closed), buffers, known, unseen)
 
 
-def _captured(module: nn.Module, source: nn.Module, known: frozenset[str]) -> Captured:
-    """The graph of a transformers class, on the inputs of the source."""
-    return capture(module, (), example_inputs(source), known=known, values=real_inputs(source, seed=0))
+def _first_captured(module: nn.Module, known: frozenset[str]) -> tuple[Captured, str]:
+    """The graph of a transformers class, and why pictures among its words are left out, if they are."""
+    try:
+        return _captured(module, module, known, pictures=True), ""
+    except ModelError as error:
+        if example_inputs(module).keys() == example_inputs(module, pictures=False).keys():
+            raise
+        with contextlib.suppress(ModelError):  # the first says more
+            return _captured(module, module, known, pictures=False), error.diagnostics[0].message
+        raise
+
+
+def _captured(module: nn.Module, source: nn.Module, known: frozenset[str], pictures: bool) -> Captured:
+    """The graph of a transformers class, on the inputs of the source. The class itself goes on to check its
+    inputs; its checks speak of sizes that grow."""
+    values = real_inputs(source, 0, pictures)
+    inputs = example_inputs(source, pictures)
+    return capture(module, (), inputs, known=known, values=values, checks=False)
 
 
 def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = quiet) -> Surgery:
@@ -108,12 +132,13 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
         *request.notes,
         *(f"config.{name} speaks of the same dim and grows along" for name in extra),
         *(f"proved for inputs on which the model finds {branch}" for branch in anatomy.captured.branches),
+        *([f"proved for words alone, without pictures: {subject.unseen}"] if subject.unseen else []),
     )
     stage("tracing the grown class")
     config = build_config(source.config, changes)
     grown_module, grown_buffers = build_meta(config, source.model_class, changes)
     try:
-        grown = _captured(grown_module, subject.module, subject.known)
+        grown = _captured(grown_module, subject.module, subject.known, subject.pictures)
     except ModelError as error:
         raise refusal(config, changes, error.__cause__ or error, error.diagnostics[0].notes) from error
     stage("planning")

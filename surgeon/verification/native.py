@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
-from surgeon.models.inputs import holds_several, real_inputs
+from surgeon.models.inputs import holds_several, real_inputs, words
 from surgeon.models.native import build_meta, reason
 from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
@@ -82,6 +82,7 @@ def observe_folder(
     dtype: torch.dtype,
     device: torch.device,
     asked: tuple[str, ...] = (),
+    pictures: bool = True,
 ) -> Observed:
     """Stock ``from_pretrained`` in the folder's dtype `own`, run in `dtype`. The weights are read anew
     whenever they are used, so that the model is never in memory as a whole."""
@@ -98,7 +99,7 @@ def observe_folder(
     )
     shelve(model.eval(), open_checkpoint(folder), dtype if dtype != own else None, device)
     unloaded = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in account[key])
-    return observe(model, dtype, dtype == own, tuple(unloaded), asked)
+    return observe(model, dtype, dtype == own, tuple(unloaded), asked, pictures)
 
 
 def is_held_by_stock(stored: StoredModel) -> bool:
@@ -117,6 +118,7 @@ def observe_stored(
     dtype: torch.dtype,
     device: torch.device,
     asked: tuple[str, ...] = (),
+    pictures: bool = True,
 ) -> Observed:
     """The same for weights that ``from_pretrained`` does not open, or of which it would hold too many: the
     stock class is built of its config, and its weights are read whenever they are used."""
@@ -129,7 +131,7 @@ def observe_stored(
         owner._buffers[last] = value.to(getattr(owner, last).dtype)  # as loading casts
     shelve_unloaded(model, stored, dtype if dtype != own else None, device)
     by = ONE_BY_ONE if stored.checkpoint.saved is None else BUILT
-    return replace(observe(model, dtype, dtype == own, asked=asked), loaded_by=by)
+    return replace(observe(model, dtype, dtype == own, asked=asked, pictures=pictures), loaded_by=by)
 
 
 @contextlib.contextmanager
@@ -183,9 +185,10 @@ def observe(
     generates: bool = True,
     unloaded: tuple[str, ...] = (),
     asked: tuple[str, ...] = (),
+    pictures: bool = True,
 ) -> Observed:
     """Run a stock model on random inputs, some of them padded; `asked` are outputs wanted besides it."""
-    several = [real_inputs(model, seed) for seed in SEEDS]
+    several = [real_inputs(model, seed, pictures) for seed in SEEDS]
     if holds_several(several[0]):  # it may hold all examples of a batch against each other
         runs = [_answers(model, inputs, dtype, asked) for inputs in several]
     else:
@@ -293,7 +296,7 @@ def _greedy(model: Any, new_tokens: int = 4) -> Tensor | None:
         return None
     # One sequence: the last position of several is no contiguous tensor, and a linear layer then makes
     # a copy of its weights for each of them.
-    ids = real_inputs(model, SEEDS[-1] + 1, padded=False)["input_ids"][:1]
+    ids = words(model, SEEDS[-1] + 1)["input_ids"][:1]
     ids = ids.to(next(model.parameters()).device)
     options = {
         "max_new_tokens": new_tokens,

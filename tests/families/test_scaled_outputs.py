@@ -27,7 +27,7 @@ def grown(name: str, tmp_path: Path, statement: str = "    preserve logits\n") -
 
 def answers(name: str, folder: Path) -> Any:
     model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float64).eval()
-    inputs = real_inputs(model, seed=5, padded=False)
+    inputs = real_inputs(model, seed=5)
     with torch.no_grad():
         return model(**{k: v.double() if torch.is_floating_point(v) else v for k, v in inputs.items()})
 

@@ -10,6 +10,7 @@ from torch.overrides import _get_current_function_mode_stack
 from surgeon.errors import ModelError
 from surgeon.graph.capture import PARTS, capture
 from surgeon.graph.places import op_name
+from surgeon.verification.execution import Executor
 
 
 class Choosy(nn.Module):
@@ -148,3 +149,70 @@ def test_what_is_no_table_of_numbers_is_refused() -> None:
 
     with pytest.raises(ModelError, match="Ragged makes a tensor of data as it runs"):
         capture(Ragged(), (torch.arange(3.0, device="meta"),))
+
+
+def test_a_masked_scatter_is_the_sum_of_its_parts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, 4, generator=generator)
+    rows = torch.rand(3, 5, generator=generator) > 0.5
+    masks = {
+        "a row at a time": rows[..., None],
+        "the same, spread": rows[..., None].expand_as(x),
+        "each element": torch.rand(3, 5, 4, generator=generator) > 0.5,
+        "nothing": torch.zeros(3, 5, 1, dtype=torch.bool),
+        "some channels": torch.tensor([True, False, True, True]),
+        "all": torch.tensor(True),
+    }
+    scatter = PARTS[torch.ops.aten.masked_scatter.default]
+    for source in (torch.randn(40, 4, generator=generator), torch.randn(200, generator=generator)):
+        for name, mask in masks.items():
+            assert torch.equal(scatter(x, mask, source), x.masked_scatter(mask, source)), name
+
+
+class Counting(nn.Module):
+    """Asks its inputs how many rows there are, as models of pictures of many sizes do."""
+
+    def forward(self, x: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
+        lengths = torch.repeat_interleave(counts.prod(1), counts[:, 0])
+        parts = torch.split(x, lengths.tolist(), dim=0)
+        return torch.stack([part.sum(0) for part in parts]) + x[mask].sum(0)
+
+
+def test_rows_that_inputs_count_are_numbers_of_the_graph_and_asserted() -> None:
+    x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    values = {
+        "x": x,
+        "counts": torch.tensor([[1, 4], [1, 5]]),
+        "mask": torch.tensor([True, False, True] * 3),
+    }
+    module = Counting()
+    captured = capture(module, (), {k: v.to("meta") for k, v in values.items()}, values=values)
+    runner = Executor(torch.device("cpu"))
+    given = dict(zip(captured.inputs, values.values(), strict=True))
+
+    def outcome(given: dict[str, Tensor]) -> Tensor:
+        runner.values = dict(given)
+        for node in captured.nodes:
+            if node.op == "call_function":
+                runner.values[node.name] = runner.run(node, node.args, node.kwargs)
+        (result,) = captured.results
+        return runner.values[result.name]
+
+    torch.testing.assert_close(outcome(given), module(**values).double())
+    assert any("[4, 5]" in said for said in captured.branches), captured.branches
+    for name, other in (("counts", torch.tensor([[1, 5], [1, 4]])), ("mask", ~values["mask"])):
+        with pytest.raises(ModelError) as caught:
+            outcome({**given, name: other})
+        assert caught.value.code == "S212"
+
+
+def test_checks_of_values_are_left_out_where_asked() -> None:
+    class Careful(nn.Module):
+        def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+            torch._check_tensor_all(ids.sum() == 12 * x.shape[-1])
+            return x * 2
+
+    inputs = (torch.ones(2, 4, device="meta"), torch.ones(48, dtype=torch.long, device="meta"))
+    for checks in (True, False):
+        ops = [op_name(node) for node in capture(Careful(), inputs, checks=checks).nodes]
+        assert ("aten.sum.default" in ops) is checks

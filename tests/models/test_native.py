@@ -13,7 +13,7 @@ import transformers as hf
 from torch import nn
 
 from surgeon.errors import ModelError
-from surgeon.models.inputs import BATCH, SEQUENCE, example_inputs, real_inputs
+from surgeon.models.inputs import BATCH, SEQUENCE, example_inputs, real_inputs, words
 from surgeon.models.layout import disk_names
 from surgeon.models.native import (
     build_config,
@@ -138,7 +138,7 @@ def test_made_up_inputs_run_and_keep_away_from_special_ids(name: str) -> None:
         rows = inputs["attention_mask"]
         assert rows.min() == 0 and int(rows.sum(1).min()) >= 3
         assert (rows.diff(dim=1) <= 0).all()  # padded on the right only
-        assert real_inputs(model, 3, padded=False)["attention_mask"].min() == 1
+        assert words(model, 3)["attention_mask"].min() == 1
     again, other = real_inputs(model, seed=3), real_inputs(model, seed=4)
     main = model.main_input_name
     assert torch.equal(again[main], inputs[main])

@@ -1,0 +1,102 @@
+"""Pictures among words: what a model that reads both is given to look at, and how many ids stand for it.
+
+Each picture is put in the place of ids that the config names. How many there are is no field of the
+config: the class is asked for what it makes of a picture, without data, and that many ids are laid.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.models.native import build_meta
+
+READS = "get_image_features"
+"""What classes call the method that makes rows of pictures; one that wraps such a class has it within."""
+
+
+def pictures_among_words(
+    module: Any, pixels: Tensor, ids: dict[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor] | None:
+    """The ids (batch × length) and their mask with pictures among them, and the pictures, of which `pixels`
+    are a plain batch; None where the class or its config does not tell where pictures go."""
+    token = getattr(module.config, "image_token_id", None)
+    accepted = inspect.signature(module.forward).parameters
+    reader = next((m for m in (module, *module.children()) if hasattr(m, READS)), None)
+    if not isinstance(token, int) or reader is None or "pixel_values" not in accepted:
+        return None
+    asked = inspect.signature(getattr(reader, READS)).parameters
+    vision = getattr(module.config, "vision_config", None)
+    count: int | None
+    if "image_grid_thw" in asked:
+        given, count = _grids(vision, pixels, generator)
+    else:
+        given = {"pixel_values": pixels}
+        if "image_sizes" in asked:
+            given["image_sizes"] = torch.tensor([pixels.shape[-2:]] * len(pixels))
+        count = _rows(_on_meta(module), given, len(pixels))
+    if not count:
+        return None
+    return given | _laid(ids, token, count, accepted)
+
+
+def _grids(vision: Any, pixels: Tensor, generator: torch.Generator) -> tuple[dict[str, Tensor], int]:
+    """Pictures cut into patches, all rows in one table, with how many patches each is long, high and wide;
+    squares of neighbours become one row."""
+    merged = getattr(vision, "spatial_merge_size", None) or 1
+    size, depth = getattr(vision, "patch_size", 0), getattr(vision, "temporal_patch_size", None) or 1
+    high, wide = 2 * merged, merged
+    channels = getattr(vision, "in_channels", None) or getattr(vision, "num_channels", None) or 3
+    rows = torch.randn((len(pixels) * high * wide, channels * depth * size * size), generator=generator)
+    grids = torch.tensor([[1, high, wide]] * len(pixels))
+    return {"pixel_values": rows, "image_grid_thw": grids}, high * wide // merged**2
+
+
+def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
+    """How many rows the class makes of one picture; None where it does not say, or not without data."""
+    weight = next(module.parameters())
+    reader = next(m for m in (module, *module.children()) if hasattr(m, READS))
+    cast = {
+        name: value.to(weight.device, weight.dtype) if value.is_floating_point() else value
+        for name, value in given.items()
+    }
+    try:
+        with torch.no_grad():
+            made = getattr(reader, READS)(**cast)
+    except Exception:  # it wants more than pictures
+        return None
+    found = getattr(made, "pooler_output", made)
+    rows = sum(math.prod(tensor.shape[:-1]) for tensor in _tensors(found))
+    return rows // pictures if rows % pictures == 0 else None
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """The class without data: whatever the weights are, and wherever, the answer is the same."""
+    if all(p.is_meta for p in module.parameters()):
+        return module
+    made: nn.Module = build_meta(module.config, type(module))[0]
+    return made
+
+
+def _laid(ids: dict[str, Tensor], token: int, count: int, accepted: Any) -> dict[str, Tensor]:
+    """A picture after the first id of each row."""
+    words, mask = ids["input_ids"], ids["attention_mask"]
+    place = torch.full((len(words), count), token)
+    laid = torch.cat([words[:, :1], place, words[:, 1:]], 1)
+    seen = torch.cat([mask[:, :1], torch.ones_like(place), mask[:, 1:]], 1)
+    kinds = (laid == token).long()
+    named = {name: kinds for name in ("token_type_ids", "mm_token_type_ids") if name in accepted}
+    return {"input_ids": laid, "attention_mask": seen, **named}
