@@ -33,7 +33,7 @@ def judge(
         "config": _config(source, grown, _by_own_name(large.config, fields)),
         "keys": [f"{what}: {', '.join(sorted(map(str, names)))}" for what, names in account.items() if names],
         "shapes": _unlike(_shapes(built), _shapes(large)),
-        "ties": _unlike(_ties(small), _ties(large)) + _unlike(_ties(built), _ties(large)),
+        "ties": _unlike(_ties(small), _ties(large)) + _untied(model_class, small, large, built),
         "saved": _saved_again(large, grown, _saved_again(small, source, [])),
         "unpadded": _unpadded(small, large, tolerance),
     }
@@ -61,6 +61,12 @@ def _unlike(wanted: Mapping[str, Any], seen: Mapping[str, Any]) -> list[str]:
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _untied(model_class: Any, small: Any, large: Any, built: Any) -> list[str]:
+    """Where the grown model is not tied as its class ties it, and the source is."""
+    before = _unlike(_ties(model_class(small.config)), _ties(small))
+    return [text for text in _unlike(_ties(built), _ties(large)) if text not in before]
 
 
 def _ties(model: Any) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 from unittest.mock import patch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import ModelError, fail
+from surgeon.models.ties import untie
 from surgeon.running.memory import give_back
 
 SIZE_LIMIT = 1 << 30
@@ -151,11 +152,13 @@ def build_meta(
     changes: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     experts: str = PICKED,
+    apart: Collection[str] = (),
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """A module on meta in eval mode, and the real values of all its buffers, by name.
 
     `changes` are those by which the config differs from the source's; `dtype` is that of parameters and of
-    buffers which follow it, by default float32; `experts` is transformers' name of how experts are computed.
+    buffers which follow it, by default float32; `experts` is transformers' name of how experts are computed;
+    `apart` are names of parameters that the class ties and the checkpoint does not.
     Raises ModelError S220 when the class refuses the config.
     """
     config = copy.deepcopy(config)
@@ -169,6 +172,7 @@ def build_meta(
     except Exception as error:
         raise refusal(config, changes or {}, error) from error
     module.eval()
+    untie(module, apart)
     _hold_as_buffers(module)
     buffers = {name: b.detach().clone() for name, b in module.named_buffers() if b.device.type != "meta"}
     module.to("meta")

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from surgeon.checkpoints.moves import MovedTensor
 from surgeon.checkpoints.reading import Checkpoint, resolve_names
-from surgeon.checkpoints.tensors import Held, InFiles, row_blocks, rows_of
+from surgeon.checkpoints.tensors import Held, InFiles
 from surgeon.errors import CheckpointError, fail
 from surgeon.models.layout import Bundle, Layout, read_layout
+from surgeon.models.ties import are_alike
 
 
 @dataclass
@@ -63,10 +64,7 @@ class StoredModel:
     def refuse_unlike_twins(self) -> None:
         """Raises CheckpointError S408 where a tied tensor is stored twice and differs."""
         for disk, name in self.twins.items():
-            one, other = self.checkpoint.open(self.names[name]), self.checkpoint.open(disk)
-            alike = one.dtype == other.dtype and one.shape == other.shape
-            rows = row_blocks(one.shape) if alike else ()
-            if not alike or not all(torch.equal(rows_of(one, r), rows_of(other, r)) for r in rows):
+            if not are_alike(self.checkpoint, self.names[name], disk):
                 raise fail(
                     CheckpointError,
                     "S408",

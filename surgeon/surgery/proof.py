@@ -82,7 +82,9 @@ def prove_folders(
     def see(folder: Path, config: Any, stored: StoredModel, wanted: torch.dtype) -> Observed:
         if opened_by_stock:
             return observe_folder(folder, model_class, own, wanted, device, asked, subject.pictures)
-        return observe_stored(stored, config, model_class, own, wanted, device, asked, subject.pictures)
+        return observe_stored(
+            stored, config, model_class, subject.apart, own, wanted, device, asked, subject.pictures
+        )
 
     def see_source(wanted: torch.dtype) -> Observed:
         return see(source_folder, config, source, wanted)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgeon.checkpoints.reading import holds_weights, open_checkpoint
 from surgeon.errors import ModelError, PlanError, SurgeonError, fail
 from surgeon.graph.capture import Captured, capture, dynamic_batch
 from surgeon.graph.closed import closed_nodes
@@ -25,6 +26,7 @@ from surgeon.models.native import (
     refusal,
 )
 from surgeon.models.source import Source, TransformersSource
+from surgeon.models.ties import apart_in, untie
 from surgeon.planning.growth import config_request, file_fields
 from surgeon.planning.native import companions, compare
 from surgeon.planning.plan import Plan, plan_growth
@@ -41,7 +43,8 @@ class Subject:
     """A source model and its anatomy.
 
     `module` is on meta for a transformers model; `buffers` holds the real values of its buffers. A model that
-    reads pictures among words is traced and proved with words alone where `unseen` says why.
+    reads pictures among words is traced and proved with words alone where `unseen` says why. `apart` are the
+    parameters that the class ties and the checkpoint does not.
     """
 
     source: Source
@@ -50,6 +53,7 @@ class Subject:
     buffers: Mapping[str, Tensor] = field(repr=False)
     known: frozenset[str] = field(repr=False)  # ops that have a rule
     unseen: str = ""
+    apart: frozenset[str] = frozenset()
 
     @property
     def pictures(self) -> bool:
@@ -75,9 +79,12 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
     rules = (*builtin_rules(), *(program.rules if program else ()))
     known = frozenset(name for rule in rules for name in rule.names)
     stage("tracing the model")
-    unseen = ""
+    unseen, apart = "", frozenset[str]()
     if isinstance(source, TransformersSource):
         module, buffers = build_meta(source.config, source.model_class)
+        if source.folder is not None and holds_weights(source.folder):
+            apart = apart_in(module, open_checkpoint(source.folder))
+            untie(module, apart)
         captured, unseen = _first_captured(module, known)
     else:
         module = source.module
@@ -87,7 +94,7 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
     stage("inferring dims")
     # The class is built anew, so what it makes of numbers is made anew; a plain module's graph stays.
     closed = closed_nodes(captured) if isinstance(source, TransformersSource) else frozenset()
-    return Subject(source, module, infer(captured, rules, closed), buffers, known, unseen)
+    return Subject(source, module, infer(captured, rules, closed), buffers, known, unseen, apart)
 
 
 def _first_captured(module: nn.Module, known: frozenset[str]) -> tuple[Captured, str]:
@@ -136,7 +143,7 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     )
     stage("tracing the grown class")
     config = build_config(source.config, changes)
-    grown_module, grown_buffers = build_meta(config, source.model_class, changes)
+    grown_module, grown_buffers = build_meta(config, source.model_class, changes, apart=subject.apart)
     try:
         grown = _captured(grown_module, subject.module, subject.known, subject.pictures)
     except ModelError as error:
@@ -155,7 +162,7 @@ def _probe(subject: Subject, name: str) -> dict[str, tuple[int, ...]] | None:
     value = field_value(subject.source.config, name)
     try:
         config = build_config(subject.source.config, {name: value * 2})
-        module, _ = build_meta(config, subject.source.model_class)
+        module, _ = build_meta(config, subject.source.model_class, apart=subject.apart)
     except SurgeonError:
         return None
     return {n: tuple(p.shape) for n, p in module.named_parameters()}

@@ -114,6 +114,7 @@ def observe_stored(
     stored: StoredModel,
     config: Any,
     model_class: Any,
+    apart: frozenset[str],
     own: torch.dtype,
     dtype: torch.dtype,
     device: torch.device,
@@ -124,7 +125,7 @@ def observe_stored(
     stock class is built of its config, and its weights are read whenever they are used."""
     give_back()
     # The class's own loop over experts asks for one of them at a time.
-    model, buffers = build_meta(config, model_class, dtype=own, experts="eager")
+    model, buffers = build_meta(config, model_class, dtype=own, experts="eager", apart=apart)
     for name, value in {**buffers, **stored.buffers()}.items():
         path, _, last = name.rpartition(".")
         owner = model.get_submodule(path)
