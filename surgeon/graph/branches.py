@@ -39,6 +39,7 @@ ASKED = {
     Tensor.tolist,
 }
 REPEATED = {torch.repeat_interleave, Tensor.repeat_interleave}
+RUNS = {torch.unique_consecutive, Tensor.unique_consecutive}
 POSITIONS = {torch.nonzero, Tensor.nonzero, torch.where}
 ADDED = {torch.index_add, Tensor.index_add, Tensor.index_add_}
 RANDOM = re.compile(r"rand|normal|bernoulli|multinomial|uniform|exponential|empty|dropout")
@@ -232,7 +233,8 @@ def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     """Whether values say how many rows come out: counts, or repetitions."""
     if func in REPEATED:
         return len(_tensors_in(args, kwargs)) > 1
-    return func is torch.unique_consecutive and not kwargs and len(args) == 1
+    plain = len(args) == 1 and not any(value not in (None, False) for value in kwargs.values())
+    return func in RUNS and plain
 
 
 def _picked_by_mask(func: Any, args: tuple[Any, ...]) -> bool:

@@ -31,6 +31,7 @@ from surgeon.planning.growth import config_request, file_fields
 from surgeon.planning.native import companions, compare
 from surgeon.planning.plan import Plan, plan_growth
 
+FEW = 3  # things named before a list is cut short
 Stage = Callable[[str], None]
 
 
@@ -138,7 +139,7 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     notes = (
         *request.notes,
         *(f"config.{name} speaks of the same dim and grows along" for name in extra),
-        *(f"proved for inputs on which the model finds {branch}" for branch in anatomy.captured.branches),
+        *_taken_for_granted(anatomy.captured.branches),
         *([f"proved for words alone, without pictures: {subject.unseen}"] if subject.unseen else []),
     )
     stage("tracing the grown class")
@@ -154,6 +155,15 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     plan = plan_growth(anatomy, recipe, native, grown, before, notes)
     files = file_fields(source.model_type, families)
     return Surgery(subject, plan, config, grown_module, grown_buffers, files)
+
+
+def _taken_for_granted(branches: tuple[str, ...]) -> tuple[str, ...]:
+    """Notes on what the trace took for granted of the inputs; of many places only where they are."""
+    if len(branches) <= FEW:
+        return tuple(f"proved for inputs on which the model finds {branch}" for branch in branches)
+    places = [branch.rpartition(" at ")[2] for branch in branches]
+    said = f"{', '.join(places[:FEW])}, …"
+    return (f"proved for inputs on which the model finds the same in {len(places)} lines that ask: {said}",)
 
 
 def _probe(subject: Subject, name: str) -> dict[str, tuple[int, ...]] | None:

@@ -174,6 +174,8 @@ class Counting(nn.Module):
 
     def forward(self, x: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
         lengths = torch.repeat_interleave(counts.prod(1), counts[:, 0])
+        ends = torch.unique_consecutive(lengths.repeat_interleave(2).cumsum(0) // 2 * 2)
+        lengths = lengths + 0 * ends.diff().shape[0]
         parts = torch.split(x, lengths.tolist(), dim=0)
         return torch.stack([part.sum(0) for part in parts]) + x[mask].sum(0)
 

@@ -16,7 +16,7 @@ from surgeon.errors import ModelError
 from surgeon.language import builtin_rules
 from surgeon.models.inputs import BATCH, SEQUENCE, real_inputs
 from surgeon.models.native import build_meta
-from surgeon.surgery.subject import _first_captured
+from surgeon.surgery.subject import _first_captured, _taken_for_granted
 
 KNOWN = frozenset(name for rule in builtin_rules() for name in rule.names)
 
@@ -77,6 +77,16 @@ def test_words_alone_where_pictures_cannot_be_traced_and_the_reason_is_kept() ->
     module.forward = silent  # type: ignore[method-assign]
     with pytest.raises(ModelError, match="with pictures"):
         _first_captured(module, KNOWN)
+
+
+def test_of_many_lines_that_ask_only_some_are_named() -> None:
+    branches = tuple(f"{n} at model.py:{n}" for n in range(5))
+    assert _taken_for_granted(branches[:2]) == (
+        "proved for inputs on which the model finds 0 at model.py:0",
+        "proved for inputs on which the model finds 1 at model.py:1",
+    )
+    said = "the model finds the same in 5 lines that ask: model.py:0, model.py:1, model.py:2, …"
+    assert _taken_for_granted(branches) == (f"proved for inputs on which {said}",)
 
 
 def test_patches_laid_in_rows_that_not_all_pictures_fill() -> None:
