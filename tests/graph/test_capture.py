@@ -208,6 +208,28 @@ def test_rows_that_inputs_count_are_numbers_of_the_graph_and_asserted() -> None:
         assert caught.value.code == "S212"
 
 
+def test_sizes_that_inputs_name_are_numbers_of_the_graph() -> None:
+    class Sized(nn.Module):
+        def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+            high, wide = sizes[0]
+            piece = x[:, : high * 2, -wide:].reshape(high, -1, wide)
+            first, second = piece.split([wide, high * 0 + 1], dim=1)
+            return first.sum() + second + torch.zeros(high, 1, wide, device=x.device)
+
+    x = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0))
+    values = {"x": x, "sizes": torch.tensor([[4, 3]])}
+    module = Sized()
+    captured = capture(module, (), {k: v.to("meta") for k, v in values.items()}, values=values)
+    assert [tuple(node.meta["val"].shape) for node in captured.results] == [(4, 1, 3)]
+    runner = Executor(torch.device("cpu"))
+    runner.values = dict(zip(captured.inputs, values.values(), strict=True))
+    for node in captured.nodes:
+        if node.op == "call_function":
+            runner.values[node.name] = runner.run(node, node.args, node.kwargs)
+    torch.testing.assert_close(runner.values[captured.results[0].name], module(**values).double())
+    assert captured.branches
+
+
 def test_checks_of_values_are_left_out_where_asked() -> None:
     class Careful(nn.Module):
         def forward(self, x: Tensor, ids: Tensor) -> Tensor:

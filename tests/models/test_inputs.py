@@ -32,7 +32,13 @@ def run(model: nn.Module, inputs: dict[str, Any]) -> Any:
         return model.eval()(**inputs)
 
 
-@pytest.mark.parametrize("name", ["LlavaForConditionalGeneration", "Qwen2VLForConditionalGeneration"])
+SEEING = [
+    f"{name}ForConditionalGeneration"
+    for name in ("Llava", "Qwen2VL", "Idefics3", "LlavaNext", "Mistral3")  # rows, axes and cuts of pictures
+]
+
+
+@pytest.mark.parametrize("name", SEEING)
 def test_pictures_stand_where_the_class_puts_what_it_makes_of_them(name: str) -> None:
     """The class refuses another number of ids than it has rows; each picture tells on its own example."""
     model_class, config = tiny(name)
