@@ -120,6 +120,7 @@ TURNED: dict[str, Any] = {  # by three positions: each turns a part of half a he
 FUSED: dict[str, Any] = {"neck_hidden_sizes": [16, 24, 32, 40]}  # four stages of a backbone, each its width
 SWIN: dict[str, Any] = {"num_layers": 2, "image_size": 32, "patch_size": 4, "window_size": 4}
 
+PIECES = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
 TWEAKS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
@@ -268,10 +269,10 @@ TWEAKS: dict[str, dict[str, Any]] = {
             for part in ("image", "patch", "fov")
         },
     },
-    **dict.fromkeys(
-        ("llava_next", "llava_next_video", "llava_onevision", "granite4_vision"),
-        {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]},
-    ),
+    "llava_next": PIECES,
+    "llava_next_video": PIECES,
+    "llava_onevision": PIECES,
+    "granite4_vision": PIECES,
     "convnext": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "convnextv2": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "cvt": {"embed_dim": [16, 24, 32], "depth": [1, 2, 3], "num_heads": [1, 3, 4], "image_size": 64},
