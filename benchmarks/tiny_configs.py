@@ -268,6 +268,10 @@ TWEAKS: dict[str, dict[str, Any]] = {
             for part in ("image", "patch", "fov")
         },
     },
+    **dict.fromkeys(
+        ("llava_next", "llava_next_video", "llava_onevision", "granite4_vision"),
+        {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]},
+    ),
     "convnext": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "convnextv2": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "cvt": {"embed_dim": [16, 24, 32], "depth": [1, 2, 3], "num_heads": [1, 3, 4], "image_size": 64},

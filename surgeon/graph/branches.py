@@ -39,6 +39,20 @@ ASKED = {
     Tensor.tolist,
 }
 REPEATED = {torch.repeat_interleave, Tensor.repeat_interleave}
+INDEXED = {Tensor.__getitem__, Tensor.__setitem__}
+SIZED = {  # how many arguments come before the sizes
+    Tensor.view: 1,
+    Tensor.reshape: 1,
+    Tensor.expand: 1,
+    Tensor.repeat: 1,
+    Tensor.narrow: 1,
+    Tensor.split: 1,
+    torch.split: 1,
+    torch.arange: 0,
+    torch.zeros: 0,
+    torch.ones: 0,
+}
+RUNS = {torch.unique_consecutive, Tensor.unique_consecutive}
 POSITIONS = {torch.nonzero, Tensor.nonzero, torch.where}
 ADDED = {torch.index_add, Tensor.index_add, Tensor.index_add_}
 RANDOM = re.compile(r"rand|normal|bernoulli|multinomial|uniform|exponential|empty|dropout")
@@ -61,11 +75,7 @@ class Branches(TorchFunctionMode):
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-            with _disable_current_modes():
-                for name, traced in given.items():
-                    if isinstance(traced, Tensor) and isinstance(values.get(name), Tensor):
-                        self._known[id(traced)] = traced, values[name].clone()
-                        self._given.add(id(traced))
+            self.know(given, values)
 
         hook = module.register_forward_pre_hook(enter, with_kwargs=True)
         try:
@@ -74,10 +84,22 @@ class Branches(TorchFunctionMode):
         finally:
             hook.remove()
 
+    def know(self, traced: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Answer for these tensors as their values, by the same names, would."""
+        with _disable_current_modes():
+            for name, tensor in traced.items():
+                if isinstance(tensor, Tensor) and isinstance(values.get(name), Tensor):
+                    self._known[id(tensor)] = tensor, values[name].clone()
+                    self._given.add(id(tensor))
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
+        if func in INDEXED:
+            args = (args[0], self._bounds(args[1]), *args[2:])
+        elif func in SIZED:
+            args = (*args[: SIZED[func]], *tree_map(self._number, args[SIZED[func] :]))
         known = self._of(args, given)
         if func in ASKED and known is not None:
             return self._answer(func, args, known[0])
@@ -124,6 +146,19 @@ class Branches(TorchFunctionMode):
         if id(args[0]) in self._given:
             torch._assert_async((args[0] == table).all(), f"{numbers} at {_where()}")
         return answer
+
+    def _bounds(self, index: Any) -> Any:
+        """An index whose slices end where numbers say, not tensors."""
+        if isinstance(index, tuple):
+            return tuple(self._bounds(part) for part in index)
+        if not isinstance(index, slice):
+            return index
+        return slice(*(self._number(end) for end in (index.start, index.stop, index.step)))
+
+    def _number(self, size: Any) -> Any:
+        if not isinstance(size, Tensor) or id(size) not in self._known or size.ndim:
+            return size
+        return self._answer(Tensor.__index__, (size,), (self._known[id(size)][1],))
 
     def _as_numbers(
         self, func: Any, known: tuple[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -232,7 +267,8 @@ def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     """Whether values say how many rows come out: counts, or repetitions."""
     if func in REPEATED:
         return len(_tensors_in(args, kwargs)) > 1
-    return func is torch.unique_consecutive and not kwargs and len(args) == 1
+    plain = len(args) == 1 and not any(value not in (None, False) for value in kwargs.values())
+    return func in RUNS and plain
 
 
 def _picked_by_mask(func: Any, args: tuple[Any, ...]) -> bool:

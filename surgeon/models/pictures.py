@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.graph.branches import Branches
 from surgeon.models.native import build_meta
 
+CUTS = 5  # of one picture, at most
 READS = "get_image_features"
 """What classes call the method that makes rows of pictures; one that wraps such a class has it within."""
 
@@ -36,13 +38,22 @@ def pictures_among_words(
     if "image_grid_thw" in asked:
         given, count = _grids(vision, pixels, generator)
     else:
-        given = {"pixel_values": pixels}
-        if "image_sizes" in asked:
-            given["image_sizes"] = torch.tensor([pixels.shape[-2:]] * len(pixels))
-        count = _rows(_on_meta(module), given, len(pixels))
+        empty = _on_meta(module)
+        tried = ((g, _rows(empty, g, len(pixels))) for g in _layouts(pixels, "image_sizes" in asked))
+        given, count = next((found for found in tried if found[1]), ({}, None))
     if not count:
         return None
     return given | _laid(ids, token, count, accepted)
+
+
+def _layouts(pixels: Tensor, sized: bool) -> Iterator[dict[str, Tensor]]:
+    """A batch of pictures as classes take them: one for each text; or several, cut of one, in an axis of
+    their own."""
+    sizes = {"image_sizes": torch.tensor([pixels.shape[-2:]] * len(pixels))} if sized else {}
+    yield {"pixel_values": pixels, **sizes}
+    for several in range(1, CUTS + 1):
+        cut = torch.stack([pixels.roll(n, -1) for n in range(several)], 1)
+        yield {"pixel_values": cut, **sizes}
 
 
 def _grids(vision: Any, pixels: Tensor, generator: torch.Generator) -> tuple[dict[str, Tensor], int]:
@@ -61,13 +72,14 @@ def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
     """How many rows the class makes of one picture; None where it does not say, or not without data."""
     weight = next(module.parameters())
     reader = next(m for m in (module, *module.children()) if hasattr(m, READS))
-    cast = {
-        name: value.to(weight.device, weight.dtype) if value.is_floating_point() else value
-        for name, value in given.items()
-    }
+    dtype = weight.dtype
+    values = {name: v.to(dtype) if v.is_floating_point() else v for name, v in given.items()}
+    traced = {name: value.to(weight.device) for name, value in values.items()}
+    asked = Branches()
+    asked.know(traced, values)
     try:
-        with torch.no_grad():
-            made = getattr(reader, READS)(**cast)
+        with torch.no_grad(), asked:
+            made = getattr(reader, READS)(**traced)
     except Exception:  # it wants more than pictures
         return None
     found = getattr(made, "pooler_output", made)
