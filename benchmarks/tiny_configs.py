@@ -121,6 +121,8 @@ FUSED: dict[str, Any] = {"neck_hidden_sizes": [16, 24, 32, 40]}  # four stages o
 SWIN: dict[str, Any] = {"num_layers": 2, "image_size": 32, "patch_size": 4, "window_size": 4}
 
 PIECES = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+VOCABULARY = {"<image>": 4, "<|extra_200|>": 7}
+
 TWEAKS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
@@ -384,7 +386,29 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "qwen2_vl": TURNED,
     "qwen2_5_vl": {**TURNED, "vision_config.window_size": 32, "vision_config.fullatt_block_indexes": [1]},
     "qwen3_vl": TURNED,
-    "glm4v": TURNED,
+    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr", "paddleocr_vl"), TURNED),
+    "glm4v_moe": {
+        "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+        | {"partial_rotary_factor": 0.5}
+    },
+    "ernie4_5_vl_moe": {
+        "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}
+    },
+    "muse_glimmer": {"vision_config.hidden_size": 64, "out_hidden_size": 256},
+    "muse_spark": {"out_hidden_size": 256},
+    **dict.fromkeys(("inkling2", "inkling2_loop"), {"text_config.unpadded_vocab_size": 91}),
+    "chameleon": {"vocabulary_map": VOCABULARY | {f"IMGIMG{c}Z": 50 + n for n, c in enumerate("ABCDEFGH")}},
+    "emu3": {"vocabulary_map": VOCABULARY | {f"<|visual token {n:06d}|>": 50 + n for n in range(8)}},
+    "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"]},
+    "diffusion_gemma": {"text_config.num_experts": 4, "text_config.top_k_experts": 2}
+    | {"text_config.moe_intermediate_size": 20},
+    "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]]},
+    "hunyuan_vl": {"text_config.head_dim": 16},
+    "glm5_next": {"text_config.qk_rope_head_dim": 0},
+    "step3p7": {"text_config.sliding_window": 4},
+    "mistral_large4": {"text_config.kv_source_layers": [0, 1]},
+    "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
+    "apertus1p5": {"audio_config.codebook_dim": 64},
     "florence2": {"vision_config.projection_dim": 64},
     "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
     "paligemma": {"projection_dim": 64, "vision_config.projection_dim": 64},
@@ -435,7 +459,21 @@ def shrink(values: dict[str, Any], layers: int | None = None) -> dict[str, Any]:
             small.pop(name, None)
     if "kv_lora_rank" in small and "num_key_value_heads" in small:  # a latent's keys: one for each head
         small["num_key_value_heads"] = small["num_attention_heads"]
+    if "window_size" in small and "spatial_merge_size" in small:  # windows of whole squares of patches
+        small["window_size"] = 2 * small["patch_size"] * small["spatial_merge_size"]
+    rope = small.get("rope_parameters")
+    if isinstance(rope, dict) and rope.get("mrope_section"):
+        rope = {**rope, "mrope_section": _sections(small, rope)}
+        small["rope_parameters"] = rope
     return small
+
+
+def _sections(small: dict[str, Any], rope: dict[str, Any]) -> list[int]:
+    """Half of a rotary head, turned by several positions: each turns a part."""
+    head = small.get("qk_rope_head_dim") or small.get("head_dim")
+    head = head or small["hidden_size"] // small["num_attention_heads"]
+    half, parts = int(head * rope.get("partial_rotary_factor", 1)) // 2, len(rope["mrope_section"])
+    return [half // parts + (n >= parts - half % parts) for n in range(parts)]
 
 
 def _shrunk(name: str, value: Any, layers: int | None) -> Any:
@@ -463,6 +501,8 @@ def _token(name: str, value: Any) -> Any:
         return [min(v, 3) for v in value if isinstance(v, int)]
     known = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "image_token_id": 4}
     known |= {"image_token_index": 4, "video_token_id": 5, "audio_token_id": 6}
+    if value is None and name.startswith("image"):  # checkpoints name it, the class's defaults do not
+        return known.get(name)
     if isinstance(value, int) and value > 3:
         return known.get(name, 3)
     return value

@@ -54,6 +54,9 @@ def real_inputs(module: nn.Module, seed: int, pictures: bool = True) -> dict[str
             inputs[name] = torch.randn((BATCH, *shape), generator=generator)
         else:
             inputs |= _tokens(module, generator, padded=True)
+    for name, input_ in accepted.items():
+        if name.endswith("_input_ids") and input_.default is inspect._empty and name not in inputs:
+            inputs[name] = _ids_of_part(config, name.removesuffix("_input_ids"), generator)
     if pictures and "input_ids" in inputs:
         pixels = torch.randn((BATCH, *_picture(config)), generator=generator)
         inputs |= pictures_among_words(module, pixels, inputs, generator) or {}
@@ -116,6 +119,13 @@ def _decoder_ids(module: Any, inputs: Mapping[str, Any], generator: torch.Genera
         return ordinary[torch.randint(len(ordinary), (BATCH, SEQUENCE, channels), generator=generator)]
     ids = inputs["input_ids"] if "input_ids" in inputs else _tokens(module, generator, False)["input_ids"]
     return Tensor.flip(ids, 1)
+
+
+def _ids_of_part(config: Any, part: str, generator: torch.Generator) -> Tensor:
+    """Ids for a part that reads words of its own; of its own vocabulary, where its config states one."""
+    own = getattr(config, f"{part}_config", config)
+    ordinary = _ordinary_ids(own if getattr(own, "vocab_size", None) else config)
+    return ordinary[torch.randint(len(ordinary), (BATCH, SEQUENCE), generator=generator)]
 
 
 def _patches(config: Any, generator: torch.Generator) -> dict[str, Tensor]:

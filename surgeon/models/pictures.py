@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,27 +23,34 @@ READS = "get_image_features"
 
 
 def pictures_among_words(
-    module: Any, pixels: Tensor, ids: dict[str, Tensor], generator: torch.Generator
+    module: Any, pixels: Tensor, inputs: Mapping[str, Tensor], generator: torch.Generator
 ) -> dict[str, Tensor] | None:
-    """The ids (batch × length) and their mask with pictures among them, and the pictures, of which `pixels`
-    are a plain batch; None where the class or its config does not tell where pictures go."""
+    """The ids (batch × length) of `inputs` and their mask with pictures among them, and the pictures, of which
+    `pixels` are a plain batch; None where the class or its config does not tell where pictures go. What else
+    the class asks of pictures is taken from `inputs`."""
     token = getattr(module.config, "image_token_id", None)
     accepted = inspect.signature(module.forward).parameters
-    reader = next((m for m in (module, *module.children()) if hasattr(m, READS)), None)
+    reader = _reader(module)
     if not isinstance(token, int) or reader is None or "pixel_values" not in accepted:
         return None
     asked = inspect.signature(getattr(reader, READS)).parameters
-    vision = getattr(module.config, "vision_config", None)
-    count: int | None
+    known = {name: value for name, value in inputs.items() if name in asked}
     if "image_grid_thw" in asked:
-        given, count = _grids(vision, pixels, generator)
+        layouts = _grids(getattr(module.config, "vision_config", None), pixels, generator)
     else:
-        empty = _on_meta(module)
-        tried = ((g, _rows(empty, g, len(pixels))) for g in _layouts(pixels, "image_sizes" in asked))
-        given, count = next((found for found in tried if found[1]), ({}, None))
-    if not count:
-        return None
-    return given | _laid(ids, token, count, accepted)
+        layouts = _layouts(pixels, "image_sizes" in asked)
+    empty = _on_meta(module)
+    for layout in layouts:
+        given = {name: value for name, value in layout.items() if name in asked or name in accepted}
+        count = _rows(empty, known | given, len(pixels))
+        if count:
+            return given | _laid(inputs, token, count, accepted)
+    return None
+
+
+def _reader(module: nn.Module) -> Any:
+    """What makes rows of pictures: the module, or the model within it."""
+    return next((m for m in (module, *module.children()) if hasattr(m, READS)), None)
 
 
 def _layouts(pixels: Tensor, sized: bool) -> Iterator[dict[str, Tensor]]:
@@ -56,22 +63,31 @@ def _layouts(pixels: Tensor, sized: bool) -> Iterator[dict[str, Tensor]]:
         yield {"pixel_values": cut, **sizes}
 
 
-def _grids(vision: Any, pixels: Tensor, generator: torch.Generator) -> tuple[dict[str, Tensor], int]:
-    """Pictures cut into patches, all rows in one table, with how many patches each is long, high and wide;
-    squares of neighbours become one row."""
-    merged = getattr(vision, "spatial_merge_size", None) or 1
-    size, depth = getattr(vision, "patch_size", 0), getattr(vision, "temporal_patch_size", None) or 1
+def _grids(vision: Any, pixels: Tensor, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
+    """Pictures cut into patches, all patches in one table, with how many each picture is long, high and wide;
+    squares of neighbours become one row. A patch is a row of numbers, or itself a small picture."""
+    merged = _side(vision, "spatial_merge_size", "merge_kernel_size", "merge_size")
+    size, depth = _side(vision, "patch_size"), _side(vision, "temporal_patch_size", "patch_temporal")
     high, wide = 2 * merged, merged
-    channels = getattr(vision, "in_channels", None) or getattr(vision, "num_channels", None) or 3
-    rows = torch.randn((len(pixels) * high * wide, channels * depth * size * size), generator=generator)
-    grids = torch.tensor([[1, high, wide]] * len(pixels))
-    return {"pixel_values": rows, "image_grid_thw": grids}, high * wide // merged**2
+    channels = _side(vision, "in_channels", "num_channels", default=3)
+    patch = torch.randn((len(pixels) * high * wide, channels, depth, size, size), generator=generator)
+    counts = {
+        "image_grid_thw": torch.tensor([[1, high, wide]] * len(pixels)),
+        "image_merge_sizes": torch.full((len(pixels),), merged),
+    }
+    yield {"pixel_values": patch.flatten(1), **counts}
+    yield {"pixel_values": patch[:, :, 0], **counts}
+
+
+def _side(vision: Any, *fields: str, default: int = 1) -> int:
+    """The first of the fields that the config states; of a pair the first number."""
+    stated = next((getattr(vision, f) for f in fields if getattr(vision, f, None)), default)
+    return int(stated[0] if isinstance(stated, (list, tuple)) else stated)
 
 
 def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
     """How many rows the class makes of one picture; None where it does not say, or not without data."""
     weight = next(module.parameters())
-    reader = next(m for m in (module, *module.children()) if hasattr(m, READS))
     dtype = weight.dtype
     values = {name: v.to(dtype) if v.is_floating_point() else v for name, v in given.items()}
     traced = {name: value.to(weight.device) for name, value in values.items()}
@@ -79,7 +95,7 @@ def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
     asked.know(traced, values)
     try:
         with torch.no_grad(), asked:
-            made = getattr(reader, READS)(**traced)
+            made = getattr(_reader(module), READS)(**traced)
     except Exception:  # it wants more than pictures
         return None
     found = getattr(made, "pooler_output", made)
@@ -103,7 +119,7 @@ def _on_meta(module: nn.Module) -> nn.Module:
     return made
 
 
-def _laid(ids: dict[str, Tensor], token: int, count: int, accepted: Any) -> dict[str, Tensor]:
+def _laid(ids: Mapping[str, Tensor], token: int, count: int, accepted: Any) -> dict[str, Tensor]:
     """A picture after the first id of each row."""
     words, mask = ids["input_ids"], ids["attention_mask"]
     place = torch.full((len(words), count), token)
