@@ -43,7 +43,9 @@ GROUPS = {
     "vlm": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
     "audio": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
     "transcription": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "rest": "MODEL_MAPPING_NAMES",
 }
+REST = "rest"  # the bare classes of model types that stand in no other group
 TOGETHER = ("hidden", "ffn", "heads")
 ALONE = ("hidden", "ffn", "heads", "head_dim")
 RECIPE = """recipe coverage() {{
@@ -61,8 +63,12 @@ def classes(group: str) -> list[tuple[str, str]]:
     """Model type and class name, each class once."""
     from transformers.models.auto import modeling_auto
 
+    names = dict(getattr(modeling_auto, GROUPS[group]))
+    if group == REST:
+        others = [getattr(modeling_auto, mapping) for key, mapping in GROUPS.items() if key != REST]
+        names = {key: name for key, name in names.items() if not any(key in known for known in others)}
     seen: dict[str, str] = {}
-    for model_type, name in sorted(getattr(modeling_auto, GROUPS[group]).items()):
+    for model_type, name in sorted(names.items()):
         first = name if isinstance(name, str) else name[0]
         if first.lower().startswith(model_type.replace("_", "")) or first not in seen:
             seen[first] = model_type

@@ -120,7 +120,7 @@ TURNED: dict[str, Any] = {  # by three positions: each turns a part of half a he
 FUSED: dict[str, Any] = {"neck_hidden_sizes": [16, 24, 32, 40]}  # four stages of a backbone, each its width
 SWIN: dict[str, Any] = {"num_layers": 2, "image_size": 32, "patch_size": 4, "window_size": 4}
 
-PIECES = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+PIECES: dict[str, Any] = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
 VOCABULARY = {"<image>": 4, "<|extra_200|>": 7}
 
 TWEAKS: dict[str, dict[str, Any]] = {
@@ -274,7 +274,6 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "llava_next": PIECES,
     "llava_next_video": PIECES,
     "llava_onevision": PIECES,
-    "granite4_vision": PIECES,
     "convnext": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "convnextv2": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "cvt": {"embed_dim": [16, 24, 32], "depth": [1, 2, 3], "num_heads": [1, 3, 4], "image_size": 64},
@@ -402,7 +401,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"]},
     "diffusion_gemma": {"text_config.num_experts": 4, "text_config.top_k_experts": 2}
     | {"text_config.moe_intermediate_size": 20},
-    "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]]},
+    "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]], **PIECES},
     "hunyuan_vl": {"text_config.head_dim": 16},
     "glm5_next": {"text_config.qk_rope_head_dim": 0},
     "step3p7": {"text_config.sliding_window": 4},
