@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean as mean
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
-from surgeon.models.inputs import holds_several, real_inputs, words
+from surgeon.models.inputs import BATCH, holds_several, real_inputs, words
 from surgeon.models.native import build_meta, reason
 from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
@@ -190,18 +190,22 @@ def observe(
 ) -> Observed:
     """Run a stock model on random inputs, some of them padded; `asked` are outputs wanted besides it."""
     several = [real_inputs(model, seed, pictures) for seed in SEEDS]
-    if holds_several(several[0]):  # it may hold all examples of a batch against each other
+    apart = holds_several(several[0])  # it may hold all examples of a batch against each other
+    runs = [] if apart else [_answers(model, _joined(several), dtype, asked)]
+    if apart or len(runs[0][0]) % (BATCH * len(several)):  # or lay all of them in one row
         runs = [_answers(model, inputs, dtype, asked) for inputs in several]
-    else:
-        joined = {
-            name: torch.cat([i[name] for i in several]) if isinstance(value, Tensor) else value
-            for name, value in several[0].items()
-        }
-        runs = [_answers(model, joined, dtype, asked)]
     first, *others = (torch.cat(parts) for parts in zip(*runs, strict=True))
     tokens = _greedy(model) if generates else None
     noted = dict(zip(asked, others, strict=True))
     return Observed(dtype, first, _has_logits(model), tokens, unloaded, others=noted)
+
+
+def _joined(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Some batches as one."""
+    return {
+        name: torch.cat([inputs[name] for inputs in several]) if isinstance(value, Tensor) else value
+        for name, value in several[0].items()
+    }
 
 
 def _answers(
