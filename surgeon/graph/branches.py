@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
@@ -51,6 +52,7 @@ SIZED = {  # how many arguments come before the sizes
     torch.arange: 0,
     torch.zeros: 0,
     torch.ones: 0,
+    interpolate: 1,
 }
 RUNS = {torch.unique_consecutive, Tensor.unique_consecutive}
 POSITIONS = {torch.nonzero, Tensor.nonzero, torch.where}
@@ -100,6 +102,7 @@ class Branches(TorchFunctionMode):
             args = (args[0], self._bounds(args[1]), *args[2:])
         elif func in SIZED:
             args = (*args[: SIZED[func]], *tree_map(self._number, args[SIZED[func] :]))
+            given = tree_map(self._number, given)
         known = self._of(args, given)
         if func in ASKED and known is not None:
             return self._answer(func, args, known[0])

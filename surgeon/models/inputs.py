@@ -82,6 +82,14 @@ def _looked_at(module: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[
     return main, *others
 
 
+def blind_to(module: nn.Module) -> str:
+    """Why a model that reads pictures beside words is given words alone; empty for any other."""
+    reads, given = inspect.signature(module.forward).parameters, example_inputs(module)
+    if "input_ids" not in given or "pixel_values" not in reads or "pixel_values" in given:
+        return ""
+    return f"{type(module).__name__} does not say where pictures stand among its words, or how they are laid"
+
+
 def words(module: nn.Module, seed: int) -> dict[str, Tensor]:
     """Ids without padding or pictures, and their mask: to go on from."""
     return _tokens(module, torch.Generator().manual_seed(seed), padded=False)

@@ -48,6 +48,13 @@ def numeric_fields(config: Any) -> dict[str, int]:
     return found
 
 
+def own_name(config: Any, field: str) -> str:
+    """The name that a file has a field under, of a class that knows it by two."""
+    *parents, last = field.split(".")
+    part = field_value(config, ".".join(parents)) if parents else config
+    return ".".join([*parents, getattr(type(part), "attribute_map", {}).get(last, last)])
+
+
 def build_config(config: Any, changes: Mapping[str, Any]) -> Any:
     """A config of the same class with some fields changed.
 
@@ -65,7 +72,7 @@ def build_config(config: Any, changes: Mapping[str, Any]) -> Any:
                 raise _no_field(config, field)
         if last not in place and not hasattr(part, last):
             raise _no_field(config, field)
-        place[last if last in place else getattr(type(part), "attribute_map", {}).get(last, last)] = value
+        place[last if last in place else own_name(config, field).rpartition(".")[2]] = value
     try:
         return type(config).from_dict(state)
     except Exception as error:

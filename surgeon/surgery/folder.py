@@ -24,6 +24,7 @@ from surgeon.checkpoints.staging import set_aside, staging
 from surgeon.checkpoints.writing import Shard, shards_of, write_index, write_shards
 from surgeon.errors import CheckpointError, fail
 from surgeon.language.syntax import Program
+from surgeon.models.native import own_name
 from surgeon.models.source import TransformersSource
 from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
@@ -199,13 +200,12 @@ def _some(names: Sequence[str]) -> str:
 def _write_config(source: TransformersSource, plan: Plan, folder: Path, dtype: torch.dtype | None) -> None:
     """The source's own config.json with the grown fields changed, and nothing else."""
     content = copy.deepcopy(dict(source.content))
-    names = getattr(type(source.config), "attribute_map", {})
     for name, (_, value) in plan.config_changes.items():
         *parents, last = name.split(".")
         place = content
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[last if last in place else names.get(last, last)] = value
+        place[last if last in place else own_name(source.config, name).rpartition(".")[2]] = value
     if dtype is not None:
         content.pop("torch_dtype", None)
         content["dtype"] = str(dtype).removeprefix("torch.")

@@ -17,12 +17,13 @@ from surgeon.graph.closed import closed_nodes
 from surgeon.graph.inference import Anatomy, infer
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
-from surgeon.models.inputs import example_inputs, real_inputs
+from surgeon.models.inputs import blind_to, example_inputs, real_inputs
 from surgeon.models.native import (
     build_config,
     build_meta,
     field_value,
     numeric_fields,
+    own_name,
     refusal,
 )
 from surgeon.models.source import Source, TransformersSource
@@ -101,7 +102,8 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
 def _first_captured(module: nn.Module, known: frozenset[str]) -> tuple[Captured, str]:
     """The graph of a transformers class, and why pictures among its words are left out, if they are."""
     try:
-        return _captured(module, module, known, pictures=True), ""
+        captured = _captured(module, module, known, pictures=True)
+        return captured, blind_to(module)
     except ModelError as error:
         if example_inputs(module).keys() == example_inputs(module, pictures=False).keys():
             raise
@@ -134,7 +136,9 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
 
     request = config_request(recipe, source.model_type, families, read, fields_of_axis)
     fields = numeric_fields(source.config)
-    extra = companions(request.changes, fields, lambda name: _moved_dims(subject, name))
+    taken = {own_name(source.config, name) for name in request.changes}
+    rivals = {name: value for name, value in fields.items() if name in request.changes or name not in taken}
+    extra = companions(request.changes, rivals, lambda name: _moved_dims(subject, name))
     changes = {**request.changes, **extra}
     notes = (
         *request.notes,
