@@ -99,7 +99,8 @@ to trace it with.""",
 where a folder is wanted).""",
     "S210": """torch.export could not trace the model.
 Usually a Python branch on the values of a tensor. The note gives the line in the model.""",
-    "S211": """surgeon does not know how to make up this model's main input.""",
+    "S211": """surgeon does not know how to make up this model's main input.
+Give inputs of your own: --inputs FILE, a safetensors file with a tensor for each input by its name.""",
     "S212": """The model branches on the values of its inputs, and the proof's take another path than traced.
 What the trace took for granted is asserted in the graph; surgeon answered for the inputs and was wrong.""",
     "S213": """The graph that was traced gives other outputs than stock transformers on the same inputs.
@@ -113,6 +114,8 @@ Names may differ (stock transformers' renamings are followed); fused or split te
 The message is its own. A broken generation_config.json is one cause, a missing package another.""",
     "S223": """The weights are quantised.
 A grown weight has to hold what the plan gives it to the last bit: what a few bits can say is not enough.""",
+    "S224": """The inputs given to trace and prove with cannot be read, or the class takes none of that name.
+A safetensors file holds a tensor for each input, by the name that the class's forward pass gives it.""",
     "S230": """The device asked for is not there.""",
     "S240": """The demo's model comes from PyPI with the extra `demo`.""",
     # ── S3xx: inference and planning ─────────────────────────────────────────────────────────

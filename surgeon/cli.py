@@ -49,6 +49,10 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A value for the recipe.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+InputsFile = Annotated[
+    Path | None,
+    typer.Option("--inputs", help="A safetensors file to run a transformers model on: tensors by name."),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result here, as JSON.")]
 
 
@@ -96,6 +100,7 @@ def apply(
     set_: Settings = None,
     device: Device = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the source's own.")] = None,
+    inputs: InputsFile = None,
     json_file: JsonFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what stands at --out.")] = False,
     resume: Annotated[
@@ -109,6 +114,7 @@ def apply(
 ) -> None:
     """Grow MODEL by RECIPE, write it to DIR, and prove that it computes the same function."""
     options = {
+        "example_inputs": inputs,
         "settings": _settings(set_),
         "device": device,
         "dtype": dtype,
@@ -162,6 +168,7 @@ def plan(
     out: Annotated[
         Path | None, typer.Option("--out", help="Where it would be written: says room and time there.")
     ] = None,
+    inputs: InputsFile = None,
     json_file: JsonFile = None,
 ) -> None:
     """Show what RECIPE would change in MODEL, and what that takes. Reads no weights."""
@@ -170,20 +177,20 @@ def plan(
         from surgeon import operations, rendering
 
         _quiet_libraries()
-        planned, forecast = operations.plan_with_forecast(recipe, model, out, settings=settings, stage=stage)
+        planned, forecast = operations.plan_with_forecast(recipe, model, out, inputs, settings, stage)
     rendering.show_planned(console, planned, forecast)
     _write_json(json_file, planned.as_dict() | {"forecast": forecast.as_dict() if forecast else None})
 
 
 @app.command()
-def dims(model: ModelArg, json_file: JsonFile = None) -> None:
+def dims(model: ModelArg, inputs: InputsFile = None, json_file: JsonFile = None) -> None:
     """Show the anatomy of MODEL: each dim, what it ties, and whether it can grow or why not."""
     console = _console()
     with _stages(console) as stage:
         from surgeon import operations, rendering
 
         _quiet_libraries()
-        anatomy = operations.dims(model, stage=stage)
+        anatomy = operations.dims(model, inputs, stage)
     rows = rendering.dim_rows(anatomy)
     rendering.show_dims(console, rows)
     _write_json(json_file, {"dims": [vars(row) for row in rows]})
@@ -194,6 +201,7 @@ def verify(
     source: Annotated[str, typer.Argument(help="The source model's folder.")],
     target: Annotated[str, typer.Argument(help="The grown model's folder.")],
     device: Device = "auto",
+    inputs: InputsFile = None,
     json_file: JsonFile = None,
 ) -> None:
     """Prove, or disprove, that TARGET computes the function of SOURCE."""
@@ -202,7 +210,7 @@ def verify(
         from surgeon import operations, rendering
 
         _quiet_libraries()
-        report = operations.verify(source, target, device=device, stage=stage)
+        report = operations.verify(source, target, example_inputs=inputs, device=device, stage=stage)
     rendering.show_report(console, report)
     _write_json(json_file, report.as_dict())
     if not report.preserved:

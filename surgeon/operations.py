@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import Checkpoint, holds_weights, open_checkpoint
 from surgeon.checkpoints.staging import refuse_existing, refuse_source, writing_to
@@ -24,6 +25,7 @@ from surgeon.models.source import (
     refuse_quantised,
 )
 from surgeon.models.stored import StoredModel, open_stored
+from surgeon.models.supply import read_inputs
 from surgeon.planning.native import compare
 from surgeon.planning.outputs import LOGITS
 from surgeon.planning.plan import Plan, plan_growth
@@ -37,6 +39,8 @@ from surgeon.surgery.subject import Stage, Subject, Surgery, examine, plan_surge
 from surgeon.verification.report import Report
 
 SHARD_SIZE = "5GB"
+
+Inputs = tuple[Any, ...] | Mapping[str, Tensor] | str | Path | None
 
 __all__ = ["Result", "apply", "device_of", "dims", "plan", "plan_with_forecast", "verify"]
 
@@ -54,12 +58,20 @@ def device_of(name: str) -> torch.device:
     return torch.device("cpu")
 
 
-def _source(model: Any, example_inputs: tuple[Any, ...] | None, trust: bool = False) -> Source:
+def _source(model: Any, example_inputs: Inputs, trust: bool = False) -> Source:
     if isinstance(model, nn.Module):
-        if example_inputs is None:
-            raise fail(ModelError, "S208", "a module needs example_inputs to be traced with")
+        if not isinstance(example_inputs, tuple):
+            raise fail(ModelError, "S208", "a module needs a tuple of example_inputs to be traced with")
         return from_factory_value((model, example_inputs), type(model).__name__)
-    return open_source(str(model), trust)
+    source = open_source(str(model), trust)
+    if example_inputs is None:
+        return source
+    if not isinstance(source, TransformersSource):
+        raise fail(ModelError, "S208", f"{model} brings the inputs that it is traced with")
+    if isinstance(example_inputs, tuple):
+        raise fail(ModelError, "S224", f"{source.name} takes inputs by name", expected="a mapping, or a file")
+    given = example_inputs if isinstance(example_inputs, Mapping) else read_inputs(Path(example_inputs))
+    return replace(source, inputs=dict(given))
 
 
 def _read(recipe: str | Path, settings: Mapping[str, str] | None, name: str | None) -> tuple[Program, Recipe]:
@@ -69,7 +81,7 @@ def _read(recipe: str | Path, settings: Mapping[str, str] | None, name: str | No
     return program, program.recipes[-1]
 
 
-def dims(model: Any, example_inputs: tuple[Any, ...] | None = None, stage: Stage = quiet) -> Anatomy:
+def dims(model: Any, example_inputs: Inputs = None, stage: Stage = quiet) -> Anatomy:
     """The anatomy of a model: its dims, the axes they tie, and what pins them. Reads no weights."""
     return examine(_source(model, example_inputs), None, stage).anatomy
 
@@ -77,7 +89,7 @@ def dims(model: Any, example_inputs: tuple[Any, ...] | None = None, stage: Stage
 def plan(
     recipe: str | Path,
     model: Any,
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: Inputs = None,
     settings: Mapping[str, str] | None = None,
     stage: Stage = quiet,
 ) -> Plan:
@@ -89,7 +101,7 @@ def plan_with_forecast(
     recipe: str | Path,
     model: Any,
     out: str | Path | None = None,
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: Inputs = None,
     settings: Mapping[str, str] | None = None,
     stage: Stage = quiet,
 ) -> tuple[Plan, Forecast | None]:
@@ -119,7 +131,7 @@ def apply(
     model: Any,
     out: str | Path | None = None,
     *,
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: Inputs = None,
     settings: Mapping[str, str] | None = None,
     device: str = "auto",
     dtype: str | None = None,
@@ -136,6 +148,8 @@ def apply(
 
     Args:
         model: a folder, hub id, ``package.module:factory``, or a module with `example_inputs`.
+        example_inputs: what a module is traced and proved on; for a transformers model, which surgeon makes
+            up inputs for, those of your own instead: tensors by name, or a safetensors file that holds them.
         out: a folder; may be None for a plain module, whose grown module is then only returned.
         resume: go on where a stopped run of the same job was, and leave what is finished when stopped.
         verify: ``full``, ``sample`` (some layers, and the result is not called preserved) or ``none``.
@@ -233,7 +247,14 @@ def _opened(subject: Subject, checkpoint: Checkpoint) -> StoredModel:
 # ── two given models ─────────────────────────────────────────────────────────────────────
 
 
-def verify(source: Any, target: Any, *, device: str = "auto", stage: Stage = quiet) -> Report:
+def verify(
+    source: Any,
+    target: Any,
+    *,
+    example_inputs: Inputs = None,
+    device: str = "auto",
+    stage: Stage = quiet,
+) -> Report:
     """Whether `target` computes the function of `source`: two transformers folders.
 
     The logits are to be the same, or all outputs where there are none; what else comes out scaled is said.
@@ -242,7 +263,7 @@ def verify(source: Any, target: Any, *, device: str = "auto", stage: Stage = qui
     ``report.preserved``.
     """
     where = device_of(device)
-    small, large = open_source(str(source)), open_source(str(target))
+    small, large = (_source(str(given), example_inputs) for given in (source, target))
     for given in (small, large):
         if not isinstance(given, TransformersSource) or given.folder is None:
             raise fail(ModelError, "S209", f"{given.name}: verify wants two model folders with weights")

@@ -21,18 +21,6 @@ FRAMES = 48  # of a spectrogram whose length the class leaves open
 SAMPLES = 3840  # of a sound, where the config tells no convolutions: whole frames of 5, 10, 20 and 80 ms
 
 
-def example_inputs(module: nn.Module, pictures: bool = True) -> dict[str, Any]:
-    """Keyword inputs on meta, for capture: the shapes that the proof will run on.
-
-    Sizes are fixed: the class, not the graph, is the result, and a graph with symbolic sizes takes
-    three times as long to trace.
-    """
-    return {
-        name: value.to("meta") if isinstance(value, Tensor) else value
-        for name, value in real_inputs(module, 0, pictures).items()
-    }
-
-
 def real_inputs(module: nn.Module, seed: int, pictures: bool = True) -> dict[str, Any]:
     """Keyword inputs for one forward pass on CPU: random tokens with some padding, random pictures and
     sounds. A model that generates, or that gives words, can do with its main input and its words; with
@@ -73,7 +61,12 @@ def _looked_at(module: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[
     if main == "inputs":  # says nothing of what it is
         main = next((name for name in MADE if name in accepted), main)
     if main not in MADE:
-        raise fail(ModelError, "S211", f"{type(module).__name__} reads {main}, which surgeon cannot make up")
+        raise fail(
+            ModelError,
+            "S211",
+            f"{type(module).__name__} reads {main}, which surgeon cannot make up",
+            help="give inputs of your own: --inputs FILE, a safetensors file with tensors by name",
+        )
     others = [name for name in MADE if name in accepted and name != main]
     speaks = getattr(module, "get_output_embeddings", lambda: None)() is not None
     if speaks or getattr(module, "can_generate", lambda: False)():
@@ -84,7 +77,7 @@ def _looked_at(module: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[
 
 def blind_to(module: nn.Module) -> str:
     """Why a model that reads pictures beside words is given words alone; empty for any other."""
-    reads, given = inspect.signature(module.forward).parameters, example_inputs(module)
+    reads, given = inspect.signature(module.forward).parameters, real_inputs(module, 0)
     if "input_ids" not in given or "pixel_values" not in reads or "pixel_values" in given:
         return ""
     return f"{type(module).__name__} does not say where pictures stand among its words, or how they are laid"

@@ -12,7 +12,7 @@ from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import is_file, no_duplicates
 from surgeon.errors import ModelError, fail
@@ -28,6 +28,7 @@ class TransformersSource:
     model_class: Any = field(repr=False)
     folder: Path | None  # None: no weights, plan and dims only
     content: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of config.json, as it was read
+    inputs: Mapping[str, Tensor] | None = field(default=None, repr=False)  # the user's own, to run it on
 
     @property
     def model_type(self) -> str:

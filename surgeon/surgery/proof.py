@@ -12,7 +12,6 @@ from torch import Tensor
 from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
 from surgeon.checkpoints.tensors import StoredTensor
 from surgeon.errors import CheckpointError, NotPreserved, fail
-from surgeon.models.inputs import real_inputs
 from surgeon.models.native import reason
 from surgeon.models.source import TransformersSource
 from surgeon.models.stored import StoredModel, open_stored
@@ -58,7 +57,7 @@ def prove_folders(
     subject, plan = surgery.subject, surgery.plan
     assert isinstance(subject.source, TransformersSource)
     rounded_to = main_dtype(grown.checkpoint) if grown is not None else None
-    inputs = real_inputs(subject.module, 0, subject.pictures)
+    inputs = subject.supply.batch(subject.module)
     pair = Pair(
         plan,
         source.open,
@@ -81,9 +80,9 @@ def prove_folders(
 
     def see(folder: Path, config: Any, stored: StoredModel, wanted: torch.dtype) -> Observed:
         if opened_by_stock:
-            return observe_folder(folder, model_class, own, wanted, device, asked, subject.pictures)
+            return observe_folder(folder, model_class, own, wanted, device, asked, subject.supply)
         return observe_stored(
-            stored, config, model_class, subject.apart, own, wanted, device, asked, subject.pictures
+            stored, config, model_class, subject.apart, own, wanted, device, asked, subject.supply
         )
 
     def see_source(wanted: torch.dtype) -> Observed:
@@ -116,7 +115,7 @@ def prove_sample(
     were written as the plan says. Stock transformers is not run."""
     subject, plan = surgery.subject, surgery.plan
     sample = draw(plan)
-    inputs = real_inputs(subject.module, 0, subject.pictures)
+    inputs = subject.supply.batch(subject.module)
     buffers = {**subject.buffers, **stored.buffers()}
     pair = Pair(plan, stored.open, inputs, None, surgery.grown_buffers, buffers, sample=sample)
     run = coexecute(pair, device, watched_nodes(plan) - sample.unrun - sample.stands.keys())

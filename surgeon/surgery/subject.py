@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,7 +17,7 @@ from surgeon.graph.closed import closed_nodes
 from surgeon.graph.inference import Anatomy, infer
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
-from surgeon.models.inputs import blind_to, example_inputs, real_inputs
+from surgeon.models.inputs import blind_to
 from surgeon.models.native import (
     build_config,
     build_meta,
@@ -27,12 +27,14 @@ from surgeon.models.native import (
     refusal,
 )
 from surgeon.models.source import Source, TransformersSource
+from surgeon.models.supply import Supply
 from surgeon.models.ties import apart_in, untie
 from surgeon.planning.growth import config_request, file_fields
 from surgeon.planning.native import companions, compare
 from surgeon.planning.plan import Plan, plan_growth
 
 FEW = 3  # things named before a list is cut short
+OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetensors file with tensors by name"
 Stage = Callable[[str], None]
 
 
@@ -44,8 +46,9 @@ def quiet(_: str) -> None:
 class Subject:
     """A source model and its anatomy.
 
-    `module` is on meta for a transformers model; `buffers` holds the real values of its buffers. A model that
-    reads pictures among words is traced and proved with words alone where `unseen` says why. `apart` are the
+    `module` is on meta for a transformers model; `buffers` holds the real values of its buffers. `supply`
+    is what it is traced and proved on: words alone, of a model that reads pictures among them, where `unseen`
+    says why. `apart` are the
     parameters that the class ties and the checkpoint does not.
     """
 
@@ -54,13 +57,9 @@ class Subject:
     anatomy: Anatomy = field(repr=False)
     buffers: Mapping[str, Tensor] = field(repr=False)
     known: frozenset[str] = field(repr=False)  # ops that have a rule
+    supply: Supply = field(default=Supply(), repr=False)
     unseen: str = ""
     apart: frozenset[str] = frozenset()
-
-    @property
-    def pictures(self) -> bool:
-        """Whether pictures stand among the words, of a model that reads both."""
-        return not self.unseen
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,13 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
     rules = (*builtin_rules(), *(program.rules if program else ()))
     known = frozenset(name for rule in rules for name in rule.names)
     stage("tracing the model")
-    unseen, apart = "", frozenset[str]()
+    supply, unseen, apart = Supply(), "", frozenset[str]()
     if isinstance(source, TransformersSource):
         module, buffers = build_meta(source.config, source.model_class)
         if source.folder is not None and holds_weights(source.folder):
             apart = apart_in(module, open_checkpoint(source.folder))
             untie(module, apart)
-        captured, unseen = _first_captured(module, known)
+        captured, supply, unseen = _first_captured(module, known, source.inputs)
     else:
         module = source.module
         buffers = {name: b.detach() for name, b in module.named_buffers()}
@@ -96,27 +95,32 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
     stage("inferring dims")
     # The class is built anew, so what it makes of numbers is made anew; a plain module's graph stays.
     closed = closed_nodes(captured) if isinstance(source, TransformersSource) else frozenset()
-    return Subject(source, module, infer(captured, rules, closed), buffers, known, unseen, apart)
+    return Subject(source, module, infer(captured, rules, closed), buffers, known, supply, unseen, apart)
 
 
-def _first_captured(module: nn.Module, known: frozenset[str]) -> tuple[Captured, str]:
-    """The graph of a transformers class, and why pictures among its words are left out, if they are."""
+def _first_captured(
+    module: nn.Module, known: frozenset[str], given: Mapping[str, Tensor] | None = None
+) -> tuple[Captured, Supply, str]:
+    """The graph of a transformers class, what it was traced on, and why pictures among its words are left
+    out, if they are."""
+    supply, words = Supply(given), Supply(given, pictures=False)
     try:
-        captured = _captured(module, module, known, pictures=True)
-        return captured, blind_to(module)
+        captured = _captured(module, module, known, supply)
+        return captured, supply, blind_to(module) if given is None else ""
     except ModelError as error:
-        if example_inputs(module).keys() == example_inputs(module, pictures=False).keys():
+        if supply.example(module).keys() != words.example(module).keys():
+            with contextlib.suppress(ModelError):  # the first says more
+                return _captured(module, module, known, words), words, error.diagnostics[0].message
+        first, *others = error.diagnostics
+        if given is not None or error.code != "S210":
             raise
-        with contextlib.suppress(ModelError):  # the first says more
-            return _captured(module, module, known, pictures=False), error.diagnostics[0].message
-        raise
+        raise ModelError(replace(first, notes=(*first.notes, OWN_INPUTS)), *others) from error
 
 
-def _captured(module: nn.Module, source: nn.Module, known: frozenset[str], pictures: bool) -> Captured:
+def _captured(module: nn.Module, source: nn.Module, known: frozenset[str], supply: Supply) -> Captured:
     """The graph of a transformers class, on the inputs of the source. The class itself goes on to check its
     inputs; its checks speak of sizes that grow."""
-    values = real_inputs(source, 0, pictures)
-    inputs = example_inputs(source, pictures)
+    values, inputs = supply.batch(source), supply.example(source)
     return capture(module, (), inputs, known=known, values=values, checks=False)
 
 
@@ -150,7 +154,7 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     config = build_config(source.config, changes)
     grown_module, grown_buffers = build_meta(config, source.model_class, changes, apart=subject.apart)
     try:
-        grown = _captured(grown_module, subject.module, subject.known, subject.pictures)
+        grown = _captured(grown_module, subject.module, subject.known, subject.supply)
     except ModelError as error:
         raise refusal(config, changes, error.__cause__ or error, error.diagnostics[0].notes) from error
     stage("planning")

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
-from surgeon.models.inputs import BATCH, holds_several, real_inputs, words
+from surgeon.models.inputs import BATCH, holds_several, words
 from surgeon.models.native import build_meta, reason
 from surgeon.models.stored import StoredModel
+from surgeon.models.supply import Supply
 from surgeon.planning.plan import Plan
 from surgeon.running.memory import give_back
 from surgeon.verification.invariant import difference, expected, largest
@@ -28,6 +29,7 @@ NOISE_FACTOR = 4  # source and target round apart (twice), and shares such as 1/
 TRACE_ROUNDINGS = 64  # of the source's dtype, by which its graph may differ where no wider dtype tells more
 SEEDS = (0, 1, 2)
 STOCK = "from_pretrained"
+MADE_UP = Supply()
 CONVERTED_BYTES = 1 << 28  # more that is stored otherwise than it is held, from_pretrained is not to hold
 ONE_BY_ONE = "its class, experts one by one, not from_pretrained, which would hold all of them in memory"
 BUILT = "torch.distributed.checkpoint's layout, not from_pretrained"
@@ -82,7 +84,7 @@ def observe_folder(
     dtype: torch.dtype,
     device: torch.device,
     asked: tuple[str, ...] = (),
-    pictures: bool = True,
+    supply: Supply = MADE_UP,
 ) -> Observed:
     """Stock ``from_pretrained`` in the folder's dtype `own`, run in `dtype`. The weights are read anew
     whenever they are used, so that the model is never in memory as a whole."""
@@ -99,7 +101,7 @@ def observe_folder(
     )
     shelve(model.eval(), open_checkpoint(folder), dtype if dtype != own else None, device)
     unloaded = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in account[key])
-    return observe(model, dtype, dtype == own, tuple(unloaded), asked, pictures)
+    return observe(model, dtype, dtype == own, tuple(unloaded), asked, supply)
 
 
 def is_held_by_stock(stored: StoredModel) -> bool:
@@ -119,7 +121,7 @@ def observe_stored(
     dtype: torch.dtype,
     device: torch.device,
     asked: tuple[str, ...] = (),
-    pictures: bool = True,
+    supply: Supply = MADE_UP,
 ) -> Observed:
     """The same for weights that ``from_pretrained`` does not open, or of which it would hold too many: the
     stock class is built of its config, and its weights are read whenever they are used."""
@@ -132,7 +134,7 @@ def observe_stored(
         owner._buffers[last] = value.to(getattr(owner, last).dtype)  # as loading casts
     shelve_unloaded(model, stored, dtype if dtype != own else None, device)
     by = ONE_BY_ONE if stored.checkpoint.saved is None else BUILT
-    return replace(observe(model, dtype, dtype == own, asked=asked, pictures=pictures), loaded_by=by)
+    return replace(observe(model, dtype, dtype == own, asked=asked, supply=supply), loaded_by=by)
 
 
 @contextlib.contextmanager
@@ -186,11 +188,12 @@ def observe(
     generates: bool = True,
     unloaded: tuple[str, ...] = (),
     asked: tuple[str, ...] = (),
-    pictures: bool = True,
+    supply: Supply = MADE_UP,
 ) -> Observed:
     """Run a stock model on random inputs, some of them padded; `asked` are outputs wanted besides it."""
-    several = [real_inputs(model, seed, pictures) for seed in SEEDS]
-    apart = holds_several(several[0])  # it may hold all examples of a batch against each other
+    several = supply.batches(model, SEEDS)
+    # It may hold all examples of a batch against each other.
+    apart = len(several) == 1 or holds_several(several[0])
     runs = [] if apart else [_answers(model, _joined(several), dtype, asked)]
     if apart or len(runs[0][0]) % (BATCH * len(several)):  # or lay all of them in one row
         runs = [_answers(model, inputs, dtype, asked) for inputs in several]

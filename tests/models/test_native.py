@@ -13,7 +13,7 @@ import transformers as hf
 from torch import nn
 
 from surgeon.errors import ModelError
-from surgeon.models.inputs import BATCH, SEQUENCE, example_inputs, real_inputs, words
+from surgeon.models.inputs import BATCH, SEQUENCE, real_inputs, words
 from surgeon.models.layout import disk_names
 from surgeon.models.native import (
     build_config,
@@ -21,6 +21,7 @@ from surgeon.models.native import (
     field_value,
     numeric_fields,
 )
+from surgeon.models.supply import Supply
 
 SMALL: dict[str, Any] = dict(
     vocab_size=40, hidden_size=24, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32
@@ -144,7 +145,7 @@ def test_made_up_inputs_run_and_keep_away_from_special_ids(name: str) -> None:
     assert torch.equal(again[main], inputs[main])
     assert not torch.equal(other[main], inputs[main])
     module, _ = build_meta(config, model_class)
-    example = example_inputs(module)
+    example = Supply().example(module)
     assert example.keys() == inputs.keys()
     for key, value in example.items():
         if isinstance(value, torch.Tensor):

@@ -1,0 +1,69 @@
+"""What a model is given to run on, to be traced and proved: inputs of the user's own, or made up."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from surgeon.errors import ModelError, fail
+from surgeon.models.inputs import real_inputs
+
+
+@dataclass(frozen=True)
+class Supply:
+    """Inputs for a transformers class, by the names of its forward pass. Without `given` ones they are made
+    up, with `pictures` among the words of a model that reads both."""
+
+    given: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    pictures: bool = True
+
+    def batch(self, module: nn.Module, seed: int = 0) -> dict[str, Any]:
+        """One batch on CPU. Raises ModelError S211 (it cannot be made up), S224 (a name the class lacks)."""
+        if self.given is None:
+            return real_inputs(module, seed, self.pictures)
+        accepted = inspect.signature(module.forward).parameters
+        for name in self.given:
+            if name not in accepted:
+                near = get_close_matches(name, list(accepted), 1)
+                raise fail(
+                    ModelError,
+                    "S224",
+                    f"{type(module).__name__} takes no input {name}",
+                    help=f"did you mean {near[0]}?" if near else None,
+                )
+        return {**self.given, **({"use_cache": False} if "use_cache" in accepted else {})}
+
+    def batches(self, module: nn.Module, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """A batch for each seed; of the user's own there is one."""
+        return [self.batch(module, seed) for seed in (seeds if self.given is None else seeds[:1])]
+
+    def example(self, module: nn.Module) -> dict[str, Any]:
+        """The first batch on meta, for capture. Sizes are fixed: the class, not the graph, is the result, and
+        a graph with symbolic sizes takes three times as long to trace."""
+        batch = self.batch(module)
+        return {name: v.to("meta") if isinstance(v, Tensor) else v for name, v in batch.items()}
+
+
+def read_inputs(file: Path) -> dict[str, Tensor]:
+    """Inputs by name, from a safetensors file. Raises ModelError S224 where it cannot be read."""
+    from safetensors.torch import load_file
+
+    try:
+        inputs = load_file(file)
+    except Exception as error:  # safetensors has no class of errors that Python code could name
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise fail(
+            ModelError,
+            "S224",
+            f"{file} cannot be read as inputs: {said}",
+            expected="a safetensors file with a tensor for each input, by the name that forward gives it",
+        ) from error
+    if not inputs:
+        raise fail(ModelError, "S224", f"{file} holds no tensors", expected="one for each input, by name")
+    return inputs

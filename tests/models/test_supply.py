@@ -1,0 +1,112 @@
+"""Inputs of the user's own: a model is traced on them, and proved on them in both graphs and by stock."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import save_file
+from torch import Tensor
+
+import surgeon
+from surgeon import cli
+from surgeon.errors import ModelError
+from surgeon.models.supply import Supply
+from surgeon.verification.native import observe
+
+RECIPE = "recipe wider() {\n    grow hidden by 2\n    noise linear at 10 dB\n}\n"
+
+
+@pytest.fixture
+def decider(tmp_path: Path) -> Path:
+    """A class that reads states, actions and returns: nothing that surgeon could make up."""
+    torch.manual_seed(0)
+    config = hf.DecisionTransformerConfig(
+        state_dim=5, act_dim=3, hidden_size=16, n_layer=2, n_head=2, max_ep_len=12, n_positions=64
+    )
+    model = hf.DecisionTransformerModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path / "source")
+    (tmp_path / "wider.surgery").write_text(RECIPE)
+    save_file(trajectory(), tmp_path / "inputs.safetensors")
+    return tmp_path
+
+
+def trajectory() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "states": torch.randn(2, 4, 5, generator=generator),
+        "actions": torch.randn(2, 4, 3, generator=generator),
+        "rewards": torch.randn(2, 4, 1, generator=generator),
+        "returns_to_go": torch.randn(2, 4, 1, generator=generator),
+        "timesteps": torch.arange(8).reshape(2, 4) % 5,
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]),
+    }
+
+
+def test_a_class_grows_on_inputs_that_are_given(
+    decider: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def main(words: list[str]) -> int:
+        monkeypatch.setattr(sys, "argv", ["surgeon", *words])
+        return cli.run()
+
+    arguments = [str(decider / "wider.surgery"), str(decider / "source"), "--out", str(decider / "out")]
+    inputs = ["--inputs", str(decider / "inputs.safetensors")]
+    assert main(["apply", *arguments, "--device", "cpu"]) == 2
+    said = capfd.readouterr().err
+    assert "error[S211]: DecisionTransformerModel reads states, which surgeon cannot make up" in said
+    assert "help: give inputs of your own: --inputs FILE, a safetensors file with tensors by name" in said
+    assert main(["apply", *arguments, *inputs, "--device", "cpu"]) == 0
+    assert main(["verify", str(decider / "source"), str(decider / "out"), *inputs, "--device", "cpu"]) == 0
+    seen = {}
+    for place in ("source", "out"):
+        model = hf.DecisionTransformerModel.from_pretrained(decider / place, dtype=torch.float64).eval()
+        given = {n: t.double() if t.is_floating_point() else t for n, t in trajectory().items()}
+        given["states"] = given["states"] + 1  # no states of the proof
+        with torch.no_grad():
+            seen[place] = model(**given)
+    assert seen["out"].last_hidden_state.shape[-1] == 32
+    for name in ("state_preds", "action_preds", "return_preds"):
+        torch.testing.assert_close(seen["out"][name], seen["source"][name], rtol=0, atol=1e-5)
+
+
+def test_the_trace_and_stock_run_on_what_is_given(decider: Path) -> None:
+    config = hf.LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = hf.LlamaForCausalLM(config).eval()
+    model.save_pretrained(decider / "llama")
+    given = {"input_ids": torch.tensor([[3, 7, 11, 5]])}
+    anatomy = surgeon.plan(decider / "wider.surgery", decider / "llama", example_inputs=given).anatomy
+    (ids,) = (node for node in anatomy.captured.nodes if node.name == "input_ids")
+    assert ids.meta["val"].shape == (1, 4)
+    seen = observe(model, torch.float32, supply=Supply(given))
+    with torch.no_grad():
+        assert torch.equal(seen.output, model(**given).logits)
+
+
+def test_wrong_inputs_are_told(decider: Path) -> None:
+    source, recipe = decider / "source", decider / "wider.surgery"
+    nonsense = decider / "inputs.txt"
+    nonsense.write_text("states")
+    empty = decider / "empty.safetensors"
+    save_file({}, empty)
+    renamed = {name.replace("returns", "return"): tensor for name, tensor in trajectory().items()}
+    for given, text in (
+        (
+            renamed,
+            "DecisionTransformerModel takes no input return_to_go\n  help: did you mean returns_to_go?",
+        ),
+        (nonsense, "inputs.txt cannot be read as inputs"),
+        (decider / "nowhere.safetensors", "nowhere.safetensors cannot be read as inputs"),
+        (empty, "holds no tensors\n  expected: one for each input, by name"),
+        ((torch.zeros(1),), "takes inputs by name\n  expected: a mapping, or a file"),
+    ):
+        with pytest.raises(ModelError) as caught:
+            surgeon.plan(recipe, source, example_inputs=given)
+        assert caught.value.code == "S224" and text in str(caught.value)
