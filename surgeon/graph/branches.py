@@ -103,6 +103,8 @@ class Branches(TorchFunctionMode):
         elif func in SIZED:
             args = (*args[: SIZED[func]], *tree_map(self._number, args[SIZED[func] :]))
             given = tree_map(self._number, given)
+        if func is Tensor.expand_as and id(args[0]) in self._known:  # it reads a shape, no values
+            func, args = Tensor.expand, (args[0], args[1].shape)
         known = self._of(args, given)
         if func in ASKED and known is not None:
             return self._answer(func, args, known[0])
@@ -110,11 +112,10 @@ class Branches(TorchFunctionMode):
             table = self._as_numbers(func, known, args, given)
             if table is not None:
                 return table
-        if known is not None and _picked_by_mask(func, args):
-            places = self._as_numbers(torch.nonzero, ((known[0][1],), {}), (args[1],), {})
-            if places is not None:
-                apart = self.__torch_function__(torch.unbind, types, (places, 1))
-                return self.__torch_function__(func, types, (args[0], tuple(apart)))
+        if _picked_by_mask(func, args) and id(args[1]) in self._known:
+            picked = self._picked(func, types, args)
+            if picked is not None:
+                return picked[0]
         if func in POSITIONS and len(args) == 1 and _small(args[0]):
             return self._all_positions(args[0], func is torch.where or given.get("as_tuple"))
         if func is Tensor.__iter__:
@@ -180,6 +181,25 @@ class Branches(TorchFunctionMode):
         if table is not None:
             self._known[id(table)] = table, made
         return table
+
+    def _picked(self, func: Any, types: Any, args: tuple[Any, ...]) -> tuple[Any] | None:
+        """What is picked, or put, where a mask is true, by its positions; None where they are too many. A mask
+        that is stretched along its last axes picks whole rows."""
+        mask, value = self._known[id(args[1])]
+        rows = mask.ndim
+        while rows > 1 and not value.stride(rows - 1):
+            rows -= 1
+        if rows < mask.ndim and func is not Tensor.__getitem__:
+            return None
+        for _ in range(rows, mask.ndim):
+            mask = self.__torch_function__(torch.select, (), (mask, -1, 0))
+        value = self._known[id(mask)][1]
+        places = self._as_numbers(torch.nonzero, ((value,), {}), (mask,), {})
+        if places is None:
+            return None
+        apart = tuple(self.__torch_function__(torch.unbind, types, (places, 1)))
+        made = self.__torch_function__(func, types, (args[0], apart, *args[2:]))
+        return (made.flatten(0, args[1].ndim - rows) if rows < args[1].ndim else made,)
 
     def _all_positions(self, chosen: Tensor, apart: Any) -> Any:
         """Every position of a tensor, axis by axis, whether it is chosen or not."""
@@ -276,7 +296,7 @@ def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 def _picked_by_mask(func: Any, args: tuple[Any, ...]) -> bool:
     return (
-        func is Tensor.__getitem__
+        func in INDEXED
         and isinstance(args[1], Tensor)
         and args[1].dtype == torch.bool
         and args[1].ndim > 0
