@@ -69,6 +69,7 @@ class Branches(TorchFunctionMode):
         self._spare = spare
         self._known: dict[int, tuple[Tensor, Tensor]] = {}  # by identity: as traced, and its value
         self._given: set[int] = set()  # of those, what is computed from inputs
+        self._stretched: dict[int, Tensor] = {}  # the column that a known value is a stretch of
         self._true: dict[int, tuple[Tensor, Tensor]] = {}  # positions: themselves, and what is true of them
 
     @contextlib.contextmanager
@@ -124,6 +125,8 @@ class Branches(TorchFunctionMode):
             args, given = self._where_true(args, given)
         made = func(*args, **given)
         self._follow(func, known, args, given, made)
+        if func is Tensor.expand and id(made) in self._known and args[0].shape == (*made.shape[:-1], 1):
+            self._stretched[id(made)] = args[0]
         return made
 
     def _of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -184,14 +187,12 @@ class Branches(TorchFunctionMode):
 
     def _picked(self, func: Any, types: Any, args: tuple[Any, ...]) -> tuple[Any] | None:
         """What is picked, or put, where a mask is true, by its positions; None where they are too many. A mask
-        that is stretched along its last axes picks whole rows."""
-        mask, value = self._known[id(args[1])]
-        rows = mask.ndim
-        while rows > 1 and not value.stride(rows - 1):
-            rows -= 1
-        if rows < mask.ndim and func is not Tensor.__getitem__:
+        that is one column, stretched, picks whole rows."""
+        mask = self._stretched.get(id(args[1]), args[1])
+        whole = mask is not args[1]
+        if whole and func is not Tensor.__getitem__:
             return None
-        for _ in range(rows, mask.ndim):
+        if whole:
             mask = self.__torch_function__(torch.select, (), (mask, -1, 0))
         value = self._known[id(mask)][1]
         places = self._as_numbers(torch.nonzero, ((value,), {}), (mask,), {})
@@ -199,7 +200,7 @@ class Branches(TorchFunctionMode):
             return None
         apart = tuple(self.__torch_function__(torch.unbind, types, (places, 1)))
         made = self.__torch_function__(func, types, (args[0], apart, *args[2:]))
-        return (made.flatten(0, args[1].ndim - rows) if rows < args[1].ndim else made,)
+        return (made.flatten() if whole else made,)
 
     def _all_positions(self, chosen: Tensor, apart: Any) -> Any:
         """Every position of a tensor, axis by axis, whether it is chosen or not."""

@@ -108,7 +108,8 @@ def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
             made = getattr(_reader(module), READS)(**traced)
     except Exception:  # it wants more than pictures
         return None
-    found = getattr(made, "pooler_output", made)
+    outputs = (getattr(made, name, None) for name in ("pooler_output", "last_hidden_state"))
+    found = next((value for value in outputs if value is not None), made)
     rows = sum(math.prod(tensor.shape[:-1]) for tensor in _tensors(found))
     return rows // pictures if rows % pictures == 0 else None
 
