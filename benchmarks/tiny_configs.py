@@ -423,6 +423,10 @@ TWEAKS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), {"vision_start_token_id": 3}),
     "granite4_vision": {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
     | {"deepstack_layer_map": [[0, 0], [1, 1]], "downsample_rate": "1/2"},
+    "janus": {"vision_config.projection_dim": 64},
+    "pp_formulanet": {"vision_config.post_conv_in_channels": 24, "vision_config.output_channels": 24}
+    | {"vision_config.post_conv_mid_channels": 28, "vision_config.post_conv_out_channels": 20}
+    | {"vision_config.mlp_dim": 88},
     "mistral4": {"rope_parameters.partial_rotary_factor": 1.0},
     "glm5_next": {"text_config.qk_rope_head_dim": 0},
     "step3p7": {"text_config.sliding_window": 4},
