@@ -399,16 +399,40 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "inkling2_loop": {"text_config.unpadded_vocab_size": 91},
     "chameleon": {"vocabulary_map": VOCABULARY | {f"IMGIMG{c}Z": 50 + n for n, c in enumerate("ABCDEFGH")}},
     "emu3": {"vocabulary_map": VOCABULARY | {f"<|visual token {n:06d}|>": 50 + n for n in range(8)}},
-    "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"]},
+    "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"]}
+    | {"text_config.num_experts_per_tok": 2},
+    "llama4": {"vision_config.intermediate_size": 256, "vision_config.projector_input_dim": 48}
+    | {"vision_config.projector_output_dim": 48, "vision_config.vision_output_dim": 48},
+    "cohere_compass": {
+        "text_config.layer_types": ["sliding_attention", "sliding_attention"],
+        "text_config.rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+        },
+    },
+    "qwen4_exp": {
+        "text_config.layer_types": ["linear_attention", "linear_attention"],
+        "text_config.ngram_vocab_size_base": 50,
+        "text_config.ple_embed_dim": 32,
+        "text_config.split_ngram_parts": 2,
+        "text_config.make_ngram_vocab_size_divisible_by": 2,
+    },
     "diffusion_gemma": {"text_config.num_experts": 4, "text_config.top_k_experts": 2}
     | {"text_config.moe_intermediate_size": 20},
-    "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]], **PIECES},
-    "hunyuan_vl": {"text_config.head_dim": 16},
+    "hunyuan_vl": {"text_config.head_dim": 16, **TURNED},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 3},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 3},
+    "granite4_vision": PIECES | {"deepstack_layer_map": [[0, 0], [1, 1]], "downsample_rate": "1/2"},
+    "janus": {"vision_config.projection_dim": 64},
+    "pp_formulanet": {"vision_config.post_conv_in_channels": 24, "vision_config.output_channels": 24}
+    | {"vision_config.post_conv_mid_channels": 28, "vision_config.post_conv_out_channels": 20}
+    | {"vision_config.mlp_dim": 88},
+    "mistral4": {"rope_parameters.partial_rotary_factor": 1.0},
     "glm5_next": {"text_config.qk_rope_head_dim": 0},
     "step3p7": {"text_config.sliding_window": 4},
     "mistral_large4": {"text_config.kv_source_layers": [0, 1]},
     "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
-    "apertus1p5": {"audio_config.codebook_dim": 64},
+    "apertus1p5": {"audio_config.codebook_dim": 64, "audio_config.codebook_size": 8}
+    | {"audio_token_offset": 60, "visual_token_offset": 40},
     "florence2": {"vision_config.projection_dim": 64},
     "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
     "paligemma": {"projection_dim": 64, "vision_config.projection_dim": 64},

@@ -69,6 +69,7 @@ class Branches(TorchFunctionMode):
         self._spare = spare
         self._known: dict[int, tuple[Tensor, Tensor]] = {}  # by identity: as traced, and its value
         self._given: set[int] = set()  # of those, what is computed from inputs
+        self._stretched: dict[int, Tensor] = {}  # the column that a known value is a stretch of
         self._true: dict[int, tuple[Tensor, Tensor]] = {}  # positions: themselves, and what is true of them
 
     @contextlib.contextmanager
@@ -103,6 +104,8 @@ class Branches(TorchFunctionMode):
         elif func in SIZED:
             args = (*args[: SIZED[func]], *tree_map(self._number, args[SIZED[func] :]))
             given = tree_map(self._number, given)
+        if func is Tensor.expand_as and id(args[0]) in self._known:  # it reads a shape, no values
+            func, args = Tensor.expand, (args[0], args[1].shape)
         known = self._of(args, given)
         if func in ASKED and known is not None:
             return self._answer(func, args, known[0])
@@ -110,11 +113,10 @@ class Branches(TorchFunctionMode):
             table = self._as_numbers(func, known, args, given)
             if table is not None:
                 return table
-        if known is not None and _picked_by_mask(func, args):
-            places = self._as_numbers(torch.nonzero, ((known[0][1],), {}), (args[1],), {})
-            if places is not None:
-                apart = self.__torch_function__(torch.unbind, types, (places, 1))
-                return self.__torch_function__(func, types, (args[0], tuple(apart)))
+        if _picked_by_mask(func, args) and id(args[1]) in self._known:
+            picked = self._picked(func, types, args)
+            if picked is not None:
+                return picked[0]
         if func in POSITIONS and len(args) == 1 and _small(args[0]):
             return self._all_positions(args[0], func is torch.where or given.get("as_tuple"))
         if func is Tensor.__iter__:
@@ -123,6 +125,8 @@ class Branches(TorchFunctionMode):
             args, given = self._where_true(args, given)
         made = func(*args, **given)
         self._follow(func, known, args, given, made)
+        if func is Tensor.expand and id(made) in self._known and args[0].shape == (*made.shape[:-1], 1):
+            self._stretched[id(made)] = args[0]
         return made
 
     def _of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -180,6 +184,23 @@ class Branches(TorchFunctionMode):
         if table is not None:
             self._known[id(table)] = table, made
         return table
+
+    def _picked(self, func: Any, types: Any, args: tuple[Any, ...]) -> tuple[Any] | None:
+        """What is picked, or put, where a mask is true, by its positions; None where they are too many. A
+        mask that is one column, stretched, picks whole rows."""
+        mask = self._stretched.get(id(args[1]), args[1])
+        whole = mask is not args[1]
+        if whole and func is not Tensor.__getitem__:
+            return None
+        if whole:
+            mask = self.__torch_function__(torch.select, (), (mask, -1, 0))
+        value = self._known[id(mask)][1]
+        places = self._as_numbers(torch.nonzero, ((value,), {}), (mask,), {})
+        if places is None:
+            return None
+        apart = tuple(self.__torch_function__(torch.unbind, types, (places, 1)))
+        made = self.__torch_function__(func, types, (args[0], apart, *args[2:]))
+        return (made.flatten() if whole else made,)
 
     def _all_positions(self, chosen: Tensor, apart: Any) -> Any:
         """Every position of a tensor, axis by axis, whether it is chosen or not."""
@@ -276,10 +297,7 @@ def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 def _picked_by_mask(func: Any, args: tuple[Any, ...]) -> bool:
     return (
-        func is Tensor.__getitem__
-        and isinstance(args[1], Tensor)
-        and args[1].dtype == torch.bool
-        and args[1].ndim > 0
+        func in INDEXED and isinstance(args[1], Tensor) and args[1].dtype == torch.bool and args[1].ndim > 0
     )
 
 

@@ -31,13 +31,13 @@ class Reading(TorchFunctionMode):
             made = of_numbers(args[0], given.get("dtype"), given.get("device"))
             if made is not None:
                 return made
-        if func is torch.Tensor.__getitem__:
-            tensor, index = args
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            tensor, index, *put = args
             several = index if isinstance(index, tuple) else (index,)
             if any(isinstance(i, list) for i in several):
                 device = tensor.device
                 laid = (of_numbers(i, None, device) if isinstance(i, list) else i for i in several)
-                args = tensor, tuple(i if m is None else m for i, m in zip(several, laid, strict=True))
+                args = tensor, tuple(i if m is None else m for i, m in zip(several, laid, strict=True)), *put
         return func(*args, **given)
 
 

@@ -70,7 +70,8 @@ def _looked_at(module: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[
     others = [name for name in MADE if name in accepted and name != main]
     speaks = getattr(module, "get_output_embeddings", lambda: None)() is not None
     if speaks or getattr(module, "can_generate", lambda: False)():
-        one = "decoder_input_ids" not in accepted  # the words that it goes on from are its own
+        # Of a decoder that looks at an encoder the words that it goes on from are its own.
+        one = "decoder_input_ids" not in accepted or not module.config.is_encoder_decoder
         others = [n for n in others if n == "input_ids" and (one or accepted[n].default is inspect._empty)]
     return main, *others
 

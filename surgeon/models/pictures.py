@@ -20,6 +20,10 @@ from surgeon.models.native import build_meta
 CUTS = 5  # of one picture, at most
 READS = "get_image_features"
 """What classes call the method that makes rows of pictures; one that wraps such a class has it within."""
+PLACES = "image_embeds_position_mask"
+"""What classes call the input that tells at which ids pictures stand."""
+LOOKS = "image_attention_mask"
+"""What classes call the input that tells which word looks at which picture, where no ids stand for them."""
 
 
 def pictures_among_words(
@@ -31,7 +35,13 @@ def pictures_among_words(
     token = getattr(module.config, "image_token_id", None)
     accepted = inspect.signature(module.forward).parameters
     reader = _reader(module)
-    if not isinstance(token, int) or reader is None or "pixel_values" not in accepted:
+    if "pixel_values" not in accepted:
+        return None
+    if reader is None and LOOKS in accepted:
+        return {"pixel_values": pixels[:, None], LOOKS: _looks(inputs["input_ids"])}
+    if token is None and PLACES in accepted:  # the places are told beside the ids, which may be any
+        token = int(inputs["input_ids"][0, 0])
+    if not isinstance(token, int) or reader is None:
         return None
     asked = inspect.signature(getattr(reader, READS)).parameters
     known = {name: value for name, value in inputs.items() if name in asked}
@@ -98,7 +108,8 @@ def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
             made = getattr(_reader(module), READS)(**traced)
     except Exception:  # it wants more than pictures
         return None
-    found = getattr(made, "pooler_output", made)
+    outputs = (getattr(made, name, None) for name in ("pooler_output", "last_hidden_state"))
+    found = next((value for value in outputs if value is not None), made)
     rows = sum(math.prod(tensor.shape[:-1]) for tensor in _tensors(found))
     return rows // pictures if rows % pictures == 0 else None
 
@@ -125,6 +136,14 @@ def _laid(ids: Mapping[str, Tensor], token: int, count: int, accepted: Any) -> d
     place = torch.full((len(words), count), token)
     laid = torch.cat([words[:, :1], place, words[:, 1:]], 1)
     seen = torch.cat([mask[:, :1], torch.ones_like(place), mask[:, 1:]], 1)
-    kinds = (laid == token).long()
-    named = {name: kinds for name in ("token_type_ids", "mm_token_type_ids") if name in accepted}
+    kinds = torch.zeros_like(laid)
+    kinds[:, 1 : 1 + count] = 1
+    named = {name: kinds for name in ("token_type_ids", "mm_token_type_ids", PLACES) if name in accepted}
     return {"input_ids": laid, "attention_mask": seen, **named}
+
+
+def _looks(words: Tensor) -> Tensor:
+    """Which words look at which of one picture: all but the first."""
+    looks = torch.ones((*words.shape, 1), dtype=torch.long)
+    looks[:, 0] = 0
+    return looks
