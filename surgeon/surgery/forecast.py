@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -25,6 +26,7 @@ from surgeon.planning.plan import Plan
 from surgeon.rewriting.checkpoint import GrownCheckpoint
 from surgeon.rewriting.noise import draws_whole
 from surgeon.rewriting.weights import block_boxes, expand_box
+from surgeon.running.parallel import side_by_side
 from surgeon.surgery.result import Delivery
 from surgeon.surgery.subject import Surgery
 from surgeon.surgery.values import values_of
@@ -156,11 +158,11 @@ def _growing(plan: Plan) -> float:
         if tried is None or (several is whole and prod(tried.target_shape) > TRIED_WHOLE):
             continue
         source = torch.zeros((), dtype=torch.float32).expand(tried.source_shape)
-        start, made = time.perf_counter(), 0
-        for box in islice(block_boxes(tried), TRIED_BLOCKS):
-            made += expand_box(source, tried, box, torch.bfloat16).numel()
-        threads = 1 if several is whole else torch.get_num_threads()
-        each = (time.perf_counter() - start) / max(1, made) / threads
+        work = partial(expand_box, source, tried, dtype=torch.bfloat16)
+        start = time.perf_counter()
+        blocks = side_by_side(work, islice(block_boxes(tried), TRIED_BLOCKS), torch.device("cpu"))
+        made = sum(block.numel() for block in blocks)
+        each = (time.perf_counter() - start) / max(1, made)
         seconds += each * sum(prod(t.target_shape) for t in several)
     return seconds
 
