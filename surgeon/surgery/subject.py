@@ -17,7 +17,7 @@ from surgeon.graph.closed import closed_nodes
 from surgeon.graph.inference import Anatomy, infer
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
-from surgeon.models.inputs import blind_to, example_inputs, real_inputs
+from surgeon.models.inputs import blind_to, example_inputs, pictured, real_inputs
 from surgeon.models.native import (
     build_config,
     build_meta,
@@ -104,7 +104,7 @@ def _first_captured(module: nn.Module, known: frozenset[str]) -> tuple[Captured,
         captured = _captured(module, module, known, pictures=True)
         return captured, blind_to(module)
     except ModelError as error:
-        if example_inputs(module).keys() == example_inputs(module, pictures=False).keys():
+        if not pictured(module):
             raise
         with contextlib.suppress(ModelError):  # the first says more
             return _captured(module, module, known, pictures=False), error.diagnostics[0].message
