@@ -84,6 +84,11 @@ def blind_to(module: nn.Module) -> str:
     return f"{type(module).__name__} does not say where pictures stand among its words, or how they are laid"
 
 
+def pictured(module: nn.Module) -> bool:
+    """Whether pictures that can be left out stand among the words."""
+    return real_inputs(module, 0).keys() != real_inputs(module, 0, pictures=False).keys()
+
+
 def words(module: nn.Module, seed: int) -> dict[str, Tensor]:
     """Ids without padding or pictures, and their mask: to go on from."""
     return _tokens(module, torch.Generator().manual_seed(seed), padded=False)

@@ -17,7 +17,7 @@ from surgeon.graph.closed import closed_nodes
 from surgeon.graph.inference import Anatomy, infer
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
-from surgeon.models.inputs import blind_to
+from surgeon.models.inputs import blind_to, pictured
 from surgeon.models.native import (
     build_config,
     build_meta,
@@ -108,7 +108,7 @@ def _first_captured(
         captured = _captured(module, module, known, supply)
         return captured, supply, blind_to(module) if given is None else ""
     except ModelError as error:
-        if supply.example(module).keys() != words.example(module).keys():
+        if given is None and pictured(module):
             with contextlib.suppress(ModelError):  # the first says more
                 return _captured(module, module, known, words), words, error.diagnostics[0].message
         first, *others = error.diagnostics

@@ -230,6 +230,38 @@ def test_sizes_that_inputs_name_are_numbers_of_the_graph() -> None:
     assert captured.branches
 
 
+class Picking(nn.Module):
+    """Rows by a mask that its inputs tell, asked for and written over; the mask may be stretched."""
+
+    def forward(self, x: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        spread = (ids == 4).unsqueeze(-1).expand_as(x)
+        if x[spread].numel() != rows.numel():
+            raise ValueError("not as many")
+        x = x * 2
+        x[ids == 4] = rows
+        x[:, [0, 2]] = 1.0
+        return x + x[spread].reshape(rows.shape).sum(0)
+
+
+def test_what_is_picked_by_a_mask_that_inputs_tell_is_picked_by_position() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = {
+        "x": torch.randn(2, 4, 3, generator=generator),
+        "rows": torch.randn(3, 3, generator=generator),
+        "ids": torch.tensor([[1, 4, 4, 2], [1, 2, 3, 4]]),
+    }
+    module = Picking()
+    captured = capture(module, (), {k: v.to("meta") for k, v in values.items()}, values=values)
+    runner = Executor(torch.device("cpu"))
+    wide = [v.double() if v.is_floating_point() else v for v in values.values()]
+    runner.values = dict(zip(captured.inputs, wide, strict=True))
+    for node in captured.nodes:
+        if node.op == "call_function":
+            runner.values[node.name] = runner.run(node, node.args, node.kwargs)
+    (result,) = captured.results
+    torch.testing.assert_close(runner.values[result.name], module(**values).double())
+
+
 def test_checks_of_values_are_left_out_where_asked() -> None:
     class Careful(nn.Module):
         def forward(self, x: Tensor, ids: Tensor) -> Tensor:

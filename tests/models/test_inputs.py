@@ -14,7 +14,7 @@ from torch import nn
 
 from surgeon.errors import ModelError
 from surgeon.language import builtin_rules
-from surgeon.models.inputs import BATCH, SEQUENCE, real_inputs
+from surgeon.models.inputs import BATCH, SEQUENCE, blind_to, pictured, real_inputs
 from surgeon.models.native import build_meta
 from surgeon.surgery.subject import _first_captured, _taken_for_granted
 
@@ -32,13 +32,19 @@ def run(model: nn.Module, inputs: dict[str, Any]) -> Any:
         return model.eval()(**inputs)
 
 
-SEEING = [
-    f"{name}ForConditionalGeneration"
-    for name in ("Llava", "Qwen2VL", "Idefics3", "LlavaNext", "Mistral3")  # rows, axes and cuts of pictures
-]
+SEEING = (
+    "Llava",
+    "Qwen2VL",
+    "Idefics3",  # an axis of several pictures
+    "LlavaNext",  # pieces of one
+    "Mistral3",  # sizes that the inputs name
+    "Kimi_K25",  # patches are small pictures
+    "VideoLlama3",  # each picture says how many patches become one row
+    "MuseGlimmer",  # names of its own for what a patch is
+)
 
 
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize("name", [f"{name}ForConditionalGeneration" for name in SEEING])
 def test_pictures_stand_where_the_class_puts_what_it_makes_of_them(name: str) -> None:
     """The class refuses another number of ids than it has rows; each picture tells on its own example."""
     model_class, config = tiny(name)
@@ -125,3 +131,45 @@ def test_what_a_class_reads_under_a_name_that_says_nothing() -> None:
         model = model_class(config)
         assert model.main_input_name == "inputs" and key in real_inputs(model, 0)
         assert run(model, real_inputs(model, 0)).logits.isfinite().all()
+
+
+def test_pictures_told_of_beside_the_ids() -> None:
+    """By a mask of their places, or of the words that look at them: what is marked hears of the picture."""
+    for name, key, first in (
+        ("Kosmos2ForConditionalGeneration", "image_embeds_position_mask", 1),
+        ("IdeficsForVisionText2Text", "image_attention_mask", 1),
+    ):
+        model_class, config = tiny(name)
+        torch.manual_seed(0)
+        model = model_class(config)
+        for gate in (p for n, p in model.named_parameters() if "alpha_" in n):
+            nn.init.ones_(gate)  # closed at first: no picture is heard
+        inputs = real_inputs(model, 0)
+        assert inputs[key].shape[:2] == inputs["input_ids"].shape
+        assert not inputs[key][:, :first].any() and inputs[key][:, first].all()
+        seen = run(model, inputs).logits
+        other = run(model, {**inputs, "pixel_values": inputs["pixel_values"] + torch.randn(1)}).logits
+        moved = (seen - other).abs().amax(-1)
+        assert moved[:, :first].max() == 0
+        assert moved[:, first].min() > 1e-7
+
+
+def test_ids_of_a_part_that_reads_words_of_its_own() -> None:
+    model_class, config = tiny("InstructBlipForConditionalGeneration")
+    model = model_class(config)
+    inputs = real_inputs(model, 0)
+    assert inputs["qformer_input_ids"].shape == (BATCH, SEQUENCE)
+    assert int(inputs["qformer_input_ids"].max()) < config.qformer_config.vocab_size
+    assert (inputs["input_ids"] == config.image_token_id).sum(1).tolist() == [config.num_query_tokens] * BATCH
+    assert run(model, inputs).logits.isfinite().all()
+
+
+def test_a_class_that_does_not_say_where_pictures_stand_is_told_of() -> None:
+    module, _ = build_meta(*tiny("LlavaForConditionalGeneration")[::-1])
+    assert blind_to(module) == "" and pictured(module)
+    module.config.image_token_id = None
+    said = f"{type(module).__name__} does not say where pictures stand among its words, or how they are laid"
+    assert blind_to(module) == said and not pictured(module)
+    assert _first_captured(module, KNOWN)[2] == said
+    plain, _ = build_meta(*tiny("LlamaForCausalLM")[::-1])
+    assert blind_to(plain) == ""

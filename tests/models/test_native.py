@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +22,10 @@ from surgeon.models.native import (
     build_meta,
     field_value,
     numeric_fields,
+    own_name,
 )
 from surgeon.models.supply import Supply
+from surgeon.surgery.folder import _write_config
 
 SMALL: dict[str, Any] = dict(
     vocab_size=40, hidden_size=24, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32
@@ -205,6 +209,18 @@ def test_a_field_by_its_common_name_and_a_nested_one() -> None:
     config = hf.CLIPConfig(text_config=dict(hidden_size=24), vision_config=dict(hidden_size=36))
     grown = build_config(config, {"text_config.hidden_size": 48})
     assert (grown.text_config.hidden_size, grown.vision_config.hidden_size) == (48, 36)
+
+
+def test_a_nested_field_is_written_under_the_name_that_its_own_class_has_for_it(tmp_path: Path) -> None:
+    config = hf.Florence2Config(text_config=dict(d_model=24, encoder_attention_heads=2))
+    assert own_name(config, "text_config.hidden_size") == "text_config.d_model"
+    assert own_name(config, "vision_config.projection_dim") == "vision_config.projection_dim"
+    source: Any = SimpleNamespace(config=config, content={"text_config": {"d_model": 24}})
+    changes = {"text_config.hidden_size": (24, 48), "text_config.num_attention_heads": (2, 4)}
+    plan: Any = SimpleNamespace(config_changes=changes)
+    _write_config(source, plan, tmp_path, None)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written == {"text_config": {"d_model": 48, "encoder_attention_heads": 4}}
 
 
 @pytest.mark.parametrize(

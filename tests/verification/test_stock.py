@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from coverage import make
 
-from surgeon.errors import ModelError
+from surgeon import apply
+from surgeon.errors import ModelError, NotPreserved, fail
+from surgeon.models.supply import Supply
+from surgeon.surgery import subject
 from surgeon.verification.native import Observed, observe_wider, refuse_other_graph
 
 CPU = torch.device("cpu")
@@ -50,3 +55,33 @@ def test_another_failure_is_no_unknown_dtype() -> None:
 
     with pytest.raises(OSError, match="gone"):
         observe_wider(fails, torch.float32)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_pictures_that_could_not_be_traced_are_shown_to_stock(
+    whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced with words alone, the width of what is made of pictures is not seen to be that of words: grown
+    without it, the class would take no picture any more."""
+    traced = subject._captured
+
+    def blind(module: Any, source: Any, known: frozenset[str], supply: Supply) -> Any:
+        if supply.pictures:
+            raise fail(ModelError, "S210", "too dark")
+        return traced(module, source, known, supply)
+
+    monkeypatch.setattr(subject, "_captured", blind)
+    make("qwen2_vl", "Qwen2VLForConditionalGeneration", tmp_path / "source")
+    fields = ["hidden_size", "num_attention_heads", "num_key_value_heads"]
+    widths = ", ".join(f"config.text_config.{field}" for field in fields)
+    widths += ", config.vision_config.hidden_size" * whole
+    recipe = tmp_path / "wide.surgery"
+    recipe.write_text(f"recipe wide() {{\n    grow {widths} by 2\n    preserve logits\n}}\n")
+    if whole:
+        result = apply(recipe, tmp_path / "source", tmp_path / "grown", device="cpu")
+        assert "proved for words alone, without pictures: too dark" in result.plan.notes
+        assert result.report.native is not None and result.report.native.passed
+        return
+    with pytest.raises(NotPreserved, match="the grown class fails on pictures among words") as caught:
+        apply(recipe, tmp_path / "source", tmp_path / "grown", device="cpu")
+    assert caught.value.code == "S504" and not (tmp_path / "grown").exists()
