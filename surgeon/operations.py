@@ -37,6 +37,8 @@ from surgeon.surgery.subject import Stage, Subject, Surgery, examine, plan_surge
 from surgeon.verification.report import Report
 
 SHARD_SIZE = "5GB"
+Inputs = tuple[Any, ...] | Mapping[str, Any]
+"""What a module is traced with: its arguments in their order, or by name."""
 
 __all__ = ["Result", "apply", "device_of", "dims", "plan", "plan_with_forecast", "verify"]
 
@@ -54,11 +56,13 @@ def device_of(name: str) -> torch.device:
     return torch.device("cpu")
 
 
-def _source(model: Any, example_inputs: tuple[Any, ...] | None, trust: bool = False) -> Source:
+def _source(model: Any, example_inputs: Inputs | None, trust: bool = False) -> Source:
     if isinstance(model, nn.Module):
         if example_inputs is None:
             raise fail(ModelError, "S208", "a module needs example_inputs to be traced with")
-        return from_factory_value((model, example_inputs), type(model).__name__)
+        named = isinstance(example_inputs, Mapping)
+        made = (model, (), example_inputs) if named else (model, example_inputs)
+        return from_factory_value(made, type(model).__name__)
     return open_source(str(model), trust)
 
 
@@ -69,7 +73,7 @@ def _read(recipe: str | Path, settings: Mapping[str, str] | None, name: str | No
     return program, program.recipes[-1]
 
 
-def dims(model: Any, example_inputs: tuple[Any, ...] | None = None, stage: Stage = quiet) -> Anatomy:
+def dims(model: Any, example_inputs: Inputs | None = None, stage: Stage = quiet) -> Anatomy:
     """The anatomy of a model: its dims, the axes they tie, and what pins them. Reads no weights."""
     return examine(_source(model, example_inputs), None, stage).anatomy
 
@@ -77,7 +81,7 @@ def dims(model: Any, example_inputs: tuple[Any, ...] | None = None, stage: Stage
 def plan(
     recipe: str | Path,
     model: Any,
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: Inputs | None = None,
     settings: Mapping[str, str] | None = None,
     stage: Stage = quiet,
 ) -> Plan:
@@ -89,7 +93,7 @@ def plan_with_forecast(
     recipe: str | Path,
     model: Any,
     out: str | Path | None = None,
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: Inputs | None = None,
     settings: Mapping[str, str] | None = None,
     stage: Stage = quiet,
 ) -> tuple[Plan, Forecast | None]:
@@ -119,7 +123,7 @@ def apply(
     model: Any,
     out: str | Path | None = None,
     *,
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: Inputs | None = None,
     settings: Mapping[str, str] | None = None,
     device: str = "auto",
     dtype: str | None = None,
@@ -135,7 +139,8 @@ def apply(
     """Grow `model` by `recipe`, write it to `out`, and prove that it computes the same function.
 
     Args:
-        model: a folder, hub id, ``package.module:factory``, or a module with `example_inputs`.
+        model: a folder, hub id, ``package.module:factory``, or a module with `example_inputs`: its arguments
+            in a tuple, or by name in a mapping.
         out: a folder; may be None for a plain module, whose grown module is then only returned.
         resume: go on where a stopped run of the same job was, and leave what is finished when stopped.
         verify: ``full``, ``sample`` (some layers, and the result is not called preserved) or ``none``.
