@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from surgeon.checkpoints.reading import Checkpoint, holds_weights, open_checkpoint
 from surgeon.checkpoints.staging import refuse_existing, refuse_source, writing_to
@@ -39,8 +39,8 @@ from surgeon.surgery.subject import Stage, Subject, Surgery, examine, plan_surge
 from surgeon.verification.report import Report
 
 SHARD_SIZE = "5GB"
-
-Inputs = tuple[Any, ...] | Mapping[str, Tensor] | str | Path | None
+Inputs = tuple[Any, ...] | Mapping[str, Any] | str | Path
+"""What a model is traced with: its arguments in their order, or by name, or a file that holds them."""
 
 __all__ = ["Result", "apply", "device_of", "dims", "plan", "plan_with_forecast", "verify"]
 
@@ -58,11 +58,13 @@ def device_of(name: str) -> torch.device:
     return torch.device("cpu")
 
 
-def _source(model: Any, example_inputs: Inputs, trust: bool = False) -> Source:
+def _source(model: Any, example_inputs: Inputs | None, trust: bool = False) -> Source:
     if isinstance(model, nn.Module):
-        if not isinstance(example_inputs, tuple):
-            raise fail(ModelError, "S208", "a module needs a tuple of example_inputs to be traced with")
-        return from_factory_value((model, example_inputs), type(model).__name__)
+        if not isinstance(example_inputs, (tuple, Mapping)):
+            raise fail(ModelError, "S208", "a module needs example_inputs to be traced with")
+        named = isinstance(example_inputs, Mapping)
+        made = (model, (), example_inputs) if named else (model, example_inputs)
+        return from_factory_value(made, type(model).__name__)
     source = open_source(str(model), trust)
     if example_inputs is None:
         return source
@@ -81,7 +83,7 @@ def _read(recipe: str | Path, settings: Mapping[str, str] | None, name: str | No
     return program, program.recipes[-1]
 
 
-def dims(model: Any, example_inputs: Inputs = None, stage: Stage = quiet) -> Anatomy:
+def dims(model: Any, example_inputs: Inputs | None = None, stage: Stage = quiet) -> Anatomy:
     """The anatomy of a model: its dims, the axes they tie, and what pins them. Reads no weights."""
     return examine(_source(model, example_inputs), None, stage).anatomy
 
@@ -89,7 +91,7 @@ def dims(model: Any, example_inputs: Inputs = None, stage: Stage = quiet) -> Ana
 def plan(
     recipe: str | Path,
     model: Any,
-    example_inputs: Inputs = None,
+    example_inputs: Inputs | None = None,
     settings: Mapping[str, str] | None = None,
     stage: Stage = quiet,
 ) -> Plan:
@@ -101,7 +103,7 @@ def plan_with_forecast(
     recipe: str | Path,
     model: Any,
     out: str | Path | None = None,
-    example_inputs: Inputs = None,
+    example_inputs: Inputs | None = None,
     settings: Mapping[str, str] | None = None,
     stage: Stage = quiet,
 ) -> tuple[Plan, Forecast | None]:
@@ -131,7 +133,7 @@ def apply(
     model: Any,
     out: str | Path | None = None,
     *,
-    example_inputs: Inputs = None,
+    example_inputs: Inputs | None = None,
     settings: Mapping[str, str] | None = None,
     device: str = "auto",
     dtype: str | None = None,
@@ -148,8 +150,9 @@ def apply(
 
     Args:
         model: a folder, hub id, ``package.module:factory``, or a module with `example_inputs`.
-        example_inputs: what a module is traced and proved on; for a transformers model, which surgeon makes
-            up inputs for, those of your own instead: tensors by name, or a safetensors file that holds them.
+        example_inputs: what a module is traced and proved on: its arguments in a tuple, or by name in a
+            mapping. For a transformers model, which surgeon makes up inputs for, those of your own instead:
+            tensors by name, or a safetensors file that holds them.
         out: a folder; may be None for a plain module, whose grown module is then only returned.
         resume: go on where a stopped run of the same job was, and leave what is finished when stopped.
         verify: ``full``, ``sample`` (some layers, and the result is not called preserved) or ``none``.
@@ -251,7 +254,7 @@ def verify(
     source: Any,
     target: Any,
     *,
-    example_inputs: Inputs = None,
+    example_inputs: Inputs | None = None,
     device: str = "auto",
     stage: Stage = quiet,
 ) -> Report:

@@ -206,6 +206,7 @@ TABLE: dict[str, list[Case]] = {
         aten.repeat_interleave.self_int, ((3, 4), (2, 0)), ((3, 4), (2, -1)), ((3, 4), (3,))
     ),
     "aten.gather": [
+        (lambda x, i: aten.gather.default(x, 0, i), ((4, 6), IDS)),  # of some columns
         (lambda x, i: aten.gather.default(x, 0, i), ((4, 3), IDS)),
         (lambda x, i: aten.gather.default(x, -1, i), ((2, 5), IDS)),
     ],
@@ -215,6 +216,15 @@ TABLE: dict[str, list[Case]] = {
         (lambda x, i, y: aten.scatter.src(x, 1, i, y), ((2, 5), torch.tensor([[0, 4], [3, 1]]), (2, 2))),
     ],
     "aten.scatter_add": [(lambda x, i, y: aten.scatter_add.default(x, 1, i, y), ((2, 5), IDS, (2, 3)))],
+    "aten.scatter_reduce": [
+        (
+            lambda x, i, y, how=how, own=own: aten.scatter_reduce.two(x, 1, i, y, how, include_self=own),
+            ((2, 5), IDS, (2, 3)),
+        )
+        for how in ("sum", "prod", "mean", "amax", "amin")
+        for own in (True, False)
+    ]
+    + [(lambda x, i, y: aten.scatter_reduce.two(x, 0, i, y, "sum"), ((4, 6), IDS, (2, 3)))],  # some columns
     "aten.select_scatter": [(lambda x, y: aten.select_scatter.default(x, y, 1, 2), ((3, 4), (3,)))],
     "aten.flip": _calls(aten.flip.default, ((3, 4), ([0],)), ((3, 4, 2), ([1, -1],))),
     "aten.roll": _calls(aten.roll.default, ((3, 4), ([1], [0])), ((3, 4, 2), ([1, -1], [1, -1]))),

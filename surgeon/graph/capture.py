@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import traceback
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind, OutputSpec
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
-from torch.utils._pytree import TreeSpec
+from torch.utils._pytree import TreeSpec, tree_leaves
 
 from surgeon.errors import ModelError, fail
 from surgeon.graph.branches import Branches
@@ -110,8 +111,9 @@ class Captured:
 
     @property
     def rewritten(self) -> dict[str, str]:
-        """Node name to placeholder, for what the forward pass puts in place of a weight or buffer."""
+        """Node name to placeholder, for what the forward pass puts in place of a weight, buffer or input."""
         places = {name: p for table in (self.parameters, self.buffers) for p, name in table.items()}
+        places |= {p: p for p in self.inputs}
         return {node.name: places[spec.target] for spec, node in self._outputs if spec.target in places}
 
     @property
@@ -277,17 +279,16 @@ def _spoken_of(op: torch._ops.OpOverload, known: Container[str]) -> bool:
     return name in known or name.rpartition(".")[0] in known
 
 
-def dynamic_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first axis of every tensor input symbolic, where they agree on its size."""
-    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim]
+def dynamic_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The first axis of every tensor input symbolic, however deep it lies, where they agree on its size."""
+    tensors = [a for a in tree_leaves((args, dict(kwargs))) if isinstance(a, Tensor) and a.ndim]
     if len({t.shape[0] for t in tensors}) != 1 or tensors[0].shape[0] < 2:
         return None
     batch = torch.export.Dim("batch", min=2, max=4096)
-
-    def shape(a: Any) -> Any:
-        return {0: batch} if isinstance(a, Tensor) and a.ndim else None
-
-    return tuple(shape(a) for a in args) + tuple(shape(a) for a in kwargs.values())
+    shapes = torch.export.ShapesCollection()
+    for tensor in tensors:
+        shapes[tensor] = {0: batch}
+    return shapes
 
 
 def _export(
@@ -325,6 +326,14 @@ def _refusal(module: nn.Module, error: Exception) -> ModelError:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_machinery(f.filename)]
     notes = tuple(f"at {short(f.filename)}:{f.lineno} in {f.name}: {f.line}" for f in frames[-1:])
     first = next((line for line in text.splitlines() if line.strip()), text)
+    unknown = re.search(r"Found <class '([^']+)'> in output, which is not a known type", text)
+    if unknown is not None:
+        return fail(
+            ModelError,
+            "S210",
+            f"{type(module).__name__} returns a {unknown[1]}, in which torch.export finds no tensors",
+            help="register it: a dataclass by torch.export.register_dataclass, others by torch.utils._pytree",
+        )
     return fail(
         ModelError,
         "S210",
@@ -372,6 +381,8 @@ def _paths(spec: TreeSpec) -> list[tuple[str, ...]]:
         return [()]
     parts = spec.children()
     fields: Any = getattr(spec.context, "_fields", spec.context)
+    if isinstance(fields, list) and len(fields) == 2 and isinstance(fields[0], list):
+        (fields, _) = fields  # of a dataclass, the fields that hold something, and those that hold nothing
     named = isinstance(fields, (list, tuple)) and all(isinstance(key, (str, int)) for key in fields)
     keys = [str(key) for key in fields] if named else [str(i) for i in range(len(parts))]
     return [(key, *path) for key, part in zip(keys, parts, strict=True) for path in _paths(part)]

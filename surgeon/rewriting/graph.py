@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,12 +13,16 @@ from torch import Tensor, fx, nn
 from surgeon.graph.capture import dynamic_batch, runnable
 from surgeon.planning.literals import grown_args
 from surgeon.planning.plan import Plan
+from surgeon.rewriting.calling import Calling
 
 
 class GrownModule(nn.Module):
-    """A grown module: the rewritten graph over parameters and buffers under their original names."""
+    """A grown module: the rewritten graph over parameters and buffers under their original names. It takes
+    and returns what the source does."""
 
-    def __init__(self, graph_module: fx.GraphModule, state: Mapping[str, Tensor], plan: Plan):
+    def __init__(
+        self, graph_module: fx.GraphModule, state: Mapping[str, Tensor], plan: Plan, calling: Calling
+    ):
         super().__init__()
         captured = plan.anatomy.captured
         names = set(captured.parameters.values())
@@ -29,17 +34,16 @@ class GrownModule(nn.Module):
         for alias, name in plan.aliases.items():
             if alias != name and name in names:
                 _place(self, alias, self.get_parameter(name), is_parameter=True)
-        self._inputs = captured.inputs
         self._known = {**captured.parameters, **captured.buffers}
-
-    def inputs(self) -> list[fx.Node]:
-        """The source graph's placeholders of tensor inputs."""
-        named = [n for n in self._order if n.name in self._inputs]
-        return [n for n in named if isinstance(n.meta.get("val"), Tensor)]
+        self.calling = calling
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes the source module's positional arguments, then its keyword arguments by name."""
-        given = dict(zip(self._inputs, args, strict=False)) | kwargs
+        """Takes the source module's arguments, and returns what it returns.
+
+        Raises TypeError for arguments that the source would not take, ValueError for those that the graph was
+        not traced for: other sizes than the batch's, other constants, an argument left out or added.
+        """
+        given = self.calling.leaves(args, kwargs)
         values = []
         for node in self._order:
             if node.name in self._known:
@@ -48,8 +52,13 @@ class GrownModule(nn.Module):
                 values.append(self._constants[node.name])
             else:
                 values.append(given[node.name])
-        out = self._body[0](*values)
-        return out[0] if isinstance(out, (tuple, list)) and len(out) == 1 else out
+        results = self._body[0](*values)
+        for place, value in zip(self.calling.rewrites, results, strict=True):
+            if place is not None:
+                into = given[place] if place in given else _lookup(self, place)
+                with torch.no_grad():
+                    into.copy_(value)
+        return self.calling.returned(results)
 
 
 def _place(root: nn.Module, name: str, value: Tensor, is_parameter: bool) -> None:
@@ -73,11 +82,12 @@ def _lookup(root: nn.Module, name: str) -> Any:
     return module
 
 
-def rewrite(plan: Plan, state: Mapping[str, Tensor]) -> GrownModule:
+def rewrite(plan: Plan, state: Mapping[str, Tensor], calling: Calling) -> GrownModule:
     """The grown module: the plan's graph with its sizes rewritten, over the expanded `state`.
 
     Args:
         state: expanded tensors by parameter or buffer name, tied ones once.
+        calling: how the source is called.
     """
     source = plan.anatomy.captured.graph
     graph = fx.Graph()
@@ -95,12 +105,17 @@ def rewrite(plan: Plan, state: Mapping[str, Tensor]) -> GrownModule:
         else:
             twins[node] = graph.create_node(node.op, node.target, (), {}, node.name)
     graph.lint()
-    return GrownModule(fx.GraphModule(nn.Module(), graph), state, plan)
+    return GrownModule(fx.GraphModule(nn.Module(), graph), state, plan, calling)
 
 
-def export(module: GrownModule, args: tuple[Any, ...]) -> Any:
+def export(module: GrownModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The grown module as an exported program. The batch size is symbolic where it was for the source."""
-    symbolic = any(isinstance(s, torch.SymInt) for p in module.inputs() for s in p.meta["val"].shape)
-    shapes = {"args": dynamic_batch(args, {})} if symbolic else None
-    with torch.no_grad():
-        return torch.export.export(module.eval(), args, dynamic_shapes=shapes, strict=False)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return GrownModule.forward(module, *args, **kwargs)
+
+    # Export matches sizes to arguments by the signature, and loses those of arguments in **kwargs.
+    forward.__signature__ = module.calling.signature  # type: ignore[attr-defined]
+    shapes = dynamic_batch(args, kwargs) if module.calling.symbolic else None
+    with torch.no_grad(), patch.object(module, "forward", forward):
+        return torch.export.export(module.eval(), args, dict(kwargs), dynamic_shapes=shapes, strict=False)

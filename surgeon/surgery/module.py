@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from surgeon.checkpoints.carry import write_surgery
 from surgeon.checkpoints.staging import set_aside, staging
 from surgeon.checkpoints.writing import Spec, write_checkpoint
 from surgeon.models.source import ModuleSource
+from surgeon.rewriting.calling import calling_of, refuse_unwritable
 from surgeon.rewriting.graph import GrownModule, export, rewrite
 from surgeon.rewriting.weights import expand
 from surgeon.surgery.proof import not_preserved, trainability
@@ -22,45 +24,51 @@ from surgeon.verification.report import Report
 from surgeon.verification.trainability import watched_nodes
 
 
-def _on(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
 def apply_module(surgery: Surgery, delivery: Delivery, stage: Stage) -> Result:
     """Grow and prove a plain module; where a folder is asked for, write its weights and ``model.pt2`` there.
 
-    Raises NotPreserved S501 when the proof fails, CheckpointError S4xx where it cannot be written.
+    Raises NotPreserved S501 when the proof fails, CheckpointError S4xx or ModelError S214 where it cannot be
+    written.
     """
     subject, plan, device, out = surgery.subject, surgery.plan, delivery.device, delivery.out
     source = subject.source
     assert isinstance(source, ModuleSource)
     state = dict(source.module.named_parameters(remove_duplicate=False)) | dict(source.module.named_buffers())
+    calling = calling_of(plan.anatomy.captured, source.module.forward)
+    if out is not None:
+        refuse_unwritable(plan.anatomy.captured, source.name)
     stage("expanding")
-    grown = {n: expand(state[n].detach(), t).to(device) for n, t in plan.transforms.items()}
-    module = rewrite(plan, grown)
+    grown = {n: _apart(expand(state[n].detach(), t).to(device), state[n]) for n, t in plan.transforms.items()}
+    module = rewrite(plan, grown, calling)
     stage("proof: both graphs in float64")
-    inputs = dict(zip(plan.anatomy.captured.inputs, (*source.args, *source.kwargs.values()), strict=True))
+    inputs = calling.leaves(source.args, source.kwargs)
     run = coexecute(Pair(plan, lambda name: state[name].detach(), inputs), device, watched_nodes(plan))
     trained, untrained = trainability(plan, run)
     report = Report(len(plan.anatomy.calls), run.report, None, trained, untrained, scaled=plan.scaled_outputs)
-    args = tuple(_on(v, device) for v in inputs.values())
     if out is not None:
         stage("writing")
-        _write_module(surgery, report, module, out, delivery.force, args)
+        given = tree_map_only(Tensor, lambda t: t.to(device), (source.args, dict(source.kwargs)))
+        _write_module(surgery, report, module, out, delivery.force, export(module, *given))
     if report.failed:
         raise not_preserved(report, None)
     return Result(plan, report, module, out)
 
 
+def _apart(grown: Tensor, source: Tensor) -> Tensor:
+    """A tensor that shares no memory with the source, which is not to change when the grown module trains."""
+    shared = grown.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
+    return grown.clone() if shared else grown
+
+
 def _write_module(
-    surgery: Surgery, report: Report, module: GrownModule, out: Path, force: bool, args: tuple[Any, ...]
+    surgery: Surgery, report: Report, module: GrownModule, out: Path, force: bool, program: Any
 ) -> None:
     state = {n: t.detach().cpu().contiguous() for n, t in module.state_dict().items()}
     kept = {n: t for n, t in state.items() if surgery.plan.aliases.get(n, n) == n}
     specs = [Spec(n, tuple(t.shape), t.dtype) for n, t in sorted(kept.items())]
     with staging(out, force, 2 * sum(spec.bytes for spec in specs)) as folder:
         write_checkpoint(folder, specs, lambda name: (kept[name],))
-        torch.export.save(export(module, args), folder / "model.pt2")
+        torch.export.save(program, folder / "model.pt2")
         write_surgery(folder, record_of(surgery, report, surgery.subject.source.name))
         if report.failed:
             raise not_preserved(report, set_aside(folder, out))

@@ -9,7 +9,6 @@ from surgeon.language import builtin_rules, loads
 
 UNTESTED = {
     *("aten._assert_tensor_metadata", "aten.sym_size"),  # no tensor comes out
-    "aten.scatter_reduce",  # no sample of it is drawn yet
     "aten.chunk",  # captured as a split into the sizes of its pieces, which is tried
 }
 

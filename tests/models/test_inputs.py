@@ -59,7 +59,7 @@ def test_pictures_stand_where_the_class_puts_what_it_makes_of_them(name: str) ->
     other = inputs["pixel_values"].clone()
     other[:part] += 1
     moved = (run(model, {**inputs, "pixel_values": other}).logits - seen).abs().amax((1, 2))
-    assert moved[0] > 1e-6 and moved[1:].max() == 0
+    assert moved[0] > 1e-4 and moved[1:].max() < 1e-6
     plain = real_inputs(model, 0, pictures=False)
     assert "pixel_values" not in plain and plain["input_ids"].shape == (BATCH, SEQUENCE)
     without, _ = build_meta(config, model_class)

@@ -1,0 +1,261 @@
+"""A grown plain module is called as its source is and returns what the source does, in memory and read back
+from its folder. The source itself is the oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from transformers.modeling_outputs import BaseModelOutput
+
+import surgeon
+from surgeon.errors import ModelError
+
+
+@dataclasses.dataclass
+class Said:
+    first: Tensor
+    missing: Tensor | None = None
+    second: Tensor | None = None
+
+
+class Pair(NamedTuple):
+    value: Tensor
+    rest: tuple[Any, ...]
+
+
+class Unnamed(NamedTuple):
+    value: Tensor
+    other: Tensor
+
+
+class Unregistered:
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+torch.export.register_dataclass(Said, serialized_type_name="test_calling.Said")
+pytree._register_namedtuple(Pair, serialized_type_name="test_calling.Pair")
+
+GIVES: Mapping[str, Callable[[Tensor, Tensor], Any]] = {
+    "one": lambda y, h: y,
+    "row of one": lambda y, h: (y,),
+    "list": lambda y, h: [y, h.mean(-1)],
+    "nested": lambda y, h: (y, (h.mean(-1), [y + 1, (y,)]), {"twice": y}),
+    "dict": lambda y, h: {"logits": y, "none": None, "width": 5, "ratio": 0.5, "flag": True, "rows": [y, y]},
+    "dataclass": lambda y, h: Said(y, second=h.mean(-1)),
+    "named tuple": lambda y, h: Pair(y, (None, {"deep": h.mean(-1)}, 3)),
+    "model output": lambda y, h: BaseModelOutput(last_hidden_state=y, hidden_states=(h.mean(-1), y)),
+    "sizes": lambda y, h: {"y": y, "batch": y.shape[0], "made": y.shape[-1]},
+}
+
+
+class Told(nn.Module):
+    """Takes nested inputs by position and by name."""
+
+    def __init__(self, give: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.inward, self.outward, self.give = nn.Linear(5, 8), nn.Linear(8, 3), give
+
+    def forward(
+        self, x: Tensor, *more: Tensor, scale: float = 1.0, aside: Any = None, mask: Tensor | None = None
+    ) -> Any:
+        h = torch.tanh(self.inward(x * scale))
+        for each in more:
+            h = h + self.inward(each)
+        if aside is not None:
+            h = h * aside["gate"][0] + aside["shift"]
+        if mask is not None:
+            h = h * mask
+        return self.give(self.outward(h), h)
+
+
+def _drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def _made(give: Callable[[Tensor, Tensor], Any]) -> nn.Module:
+    torch.manual_seed(0)
+    return Told(give).double().eval()
+
+
+def _recipe(folder: Path) -> Path:
+    file = folder / "wide.surgery"
+    file.write_text(
+        'recipe wide() {\n grow axis("inward.weight", 0) by 2\n spread linear with uneven(1, 2)\n}\n'
+    )
+    return file
+
+
+def _same(ours: Any, theirs: Any) -> None:
+    flat, shape = pytree.tree_flatten(ours)
+    other, wanted = pytree.tree_flatten(theirs)
+    assert type(ours) is type(theirs)
+    assert shape == wanted
+    for a, b in zip(flat, other, strict=True):
+        if isinstance(b, Tensor):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+        else:
+            assert type(a) is type(b) and a == b
+
+
+@pytest.mark.parametrize("name", GIVES)
+def test_it_returns_what_the_source_returns(name: str, tmp_path: Path) -> None:
+    module = _made(GIVES[name])
+    result = surgeon.apply(_recipe(tmp_path), module, tmp_path / "out", example_inputs=(_drawn(4, 5),))
+    loaded = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    for grown in (result.model, loaded):
+        for given in (_drawn(4, 5), _drawn(6, 5)):  # another batch than the traced one
+            _same(grown(given), module(given))
+
+
+def _inputs(batch: int) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    aside = {"gate": (_drawn(batch, 1), 7), "shift": _drawn(batch, 1)}
+    return (_drawn(batch, 5), _drawn(batch, 5)), {"scale": 0.5, "aside": aside}
+
+
+def _factory() -> Any:
+    return _made(GIVES["dict"]), *_inputs(4)
+
+
+def _scaled() -> Any:
+    return _made(GIVES["one"]), (_drawn(4, 5), _drawn(4, 5)), {"scale": 0.5}
+
+
+def test_it_takes_what_the_source_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    result = surgeon.apply(_recipe(tmp_path), "test_calling:_factory", tmp_path / "out")
+    loaded = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    module = _made(GIVES["dict"])
+    for grown in (result.model, loaded):
+        for batch in (4, 6):
+            args, kwargs = _inputs(batch)
+            _same(grown(*args, **kwargs), module(*args, **kwargs))
+
+
+def test_inputs_by_name_go_by_name(tmp_path: Path) -> None:
+    module = _made(GIVES["one"])
+    given = {"x": _drawn(4, 5), "mask": _drawn(4, 1)}
+    result = surgeon.apply(_recipe(tmp_path), module, tmp_path / "out", example_inputs=given)
+    loaded = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    other = {"mask": _drawn(3, 1), "x": _drawn(3, 5)}
+    for grown in (result.model, loaded):
+        _same(grown(**other), module(**other))
+    _same(result.model(other["x"], mask=other["mask"]), module(**other))  # by position as well
+
+
+def test_an_argument_given_by_position_may_be_named(tmp_path: Path) -> None:
+    module, x = _made(GIVES["one"]), _drawn(4, 5)
+    grown = surgeon.apply(_recipe(tmp_path), module, example_inputs=(x,)).model
+    _same(grown(x=x), module(x))
+    _same(grown(x, scale=1.0, mask=None), module(x))  # what stands for itself
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "kind", "word"),
+    [
+        ((_drawn(4, 5), _drawn(4, 5)), {"scale": 0.25}, ValueError, "scale"),  # a constant of the trace
+        ((_drawn(4, 5), _drawn(4, 5)), {"scale": 0.5, "mask": _drawn(4, 1)}, ValueError, "mask"),
+        ((_drawn(4, 5), _drawn(4, 5)), {}, ValueError, "scale"),
+        ((_drawn(4, 5),), {"scale": 0.5}, ValueError, ""),
+        ((_drawn(4, 5), _drawn(1, 4, 5)), {"scale": 0.5}, ValueError, "[1, 4, 5]"),
+        ((_drawn(4, 5), None), {"scale": 0.5}, ValueError, "tensor"),
+        ((_drawn(4, 5), _drawn(4, 5)), {"scale": 0.5, "other": 1}, TypeError, "other"),
+        ((), {"scale": 0.5}, TypeError, "x"),
+    ],
+)
+def test_what_the_graph_does_not_hold_for_is_refused(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    kind: type[Exception],
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    grown = surgeon.apply(_recipe(tmp_path), "test_calling:_scaled").model
+    with pytest.raises(kind) as caught:
+        grown(*args, **kwargs)
+    assert word in str(caught.value)
+
+
+class Counting(nn.Module):
+    """Counts its calls, remembers what it saw, and marks its input as seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.outward = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x: Tensor, marked: Tensor) -> dict[str, Tensor]:
+        h = torch.tanh(self.inward(x)) + self.seen
+        self.calls += 1
+        self.seen.mul_(0.5).add_(h.mean(0))
+        marked.add_(1)
+        return {"y": self.outward(h), "calls": self.calls + 1}
+
+
+def test_what_a_pass_rewrites_is_rewritten(tmp_path: Path) -> None:
+    module = Counting().double().eval()
+    example = (_drawn(4, 5), _drawn(4, 2))
+    result = surgeon.apply(_recipe(tmp_path), module, tmp_path / "out", example_inputs=example)
+    loaded = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    x = _drawn(4, 5)
+    marks = [_drawn(4, 2).zero_() for _ in range(3)]
+    for calls in (1, 2, 3):
+        wanted = module(x, marks[0])
+        for grown, mark in zip((result.model, loaded), marks[1:], strict=True):
+            _same(grown(x, mark), wanted)
+            assert int(grown.get_buffer("calls")) == calls
+            torch.testing.assert_close(mark, marks[0])
+    assert result.model.get_buffer("seen").shape == (16,)
+
+
+def test_a_type_without_a_name_is_returned_but_not_written(tmp_path: Path) -> None:
+    module = _made(lambda y, h: {"deep": [Unnamed(y, h.mean(-1))]})
+    x = _drawn(4, 5)
+    with pytest.raises(ModelError) as caught:
+        surgeon.apply(_recipe(tmp_path), module, tmp_path / "out", example_inputs=(x,))
+    assert caught.value.code == "S214"
+    assert "Unnamed" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    _same(surgeon.apply(_recipe(tmp_path), module, example_inputs=(x,)).model(x), module(x))
+
+
+def test_a_text_is_returned_but_not_written(tmp_path: Path) -> None:
+    module = _made(lambda y, h: {"y": y, "said": "word"})
+    x = _drawn(4, 5)
+    with pytest.raises(ModelError) as caught:
+        surgeon.apply(_recipe(tmp_path), module, tmp_path / "out", example_inputs=(x,))
+    assert caught.value.code == "S214"
+    _same(surgeon.apply(_recipe(tmp_path), module, example_inputs=(x,)).model(x), module(x))
+
+
+def test_a_type_that_torch_cannot_look_into_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        surgeon.apply(_recipe(tmp_path), _made(lambda y, h: Unregistered(y)), example_inputs=(_drawn(4, 5),))
+    assert "Unregistered" in str(caught.value) and "register" in str(caught.value)
+
+
+def test_the_fields_of_a_dataclass_are_outputs_by_name(tmp_path: Path) -> None:
+    module = _made(GIVES["dataclass"])
+    paths = [path for path, _ in surgeon.dims(module, (_drawn(4, 5),)).captured.outputs]
+    assert paths == ["first", "second"]
+
+
+def test_the_source_does_not_train_along(tmp_path: Path) -> None:
+    module, x = _made(GIVES["one"]), _drawn(4, 5)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    grown = surgeon.apply(_recipe(tmp_path), module, example_inputs=(x,)).model
+    with torch.no_grad():
+        for parameter in grown.parameters():
+            parameter.add_(1)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
