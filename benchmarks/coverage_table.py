@@ -13,6 +13,7 @@ RIGHT: tuple[tuple[str, str, str], ...] = (
     ("S330", "of the grown class has new channels of", "statistics over channels among which new ones stand"),
     ("S306", r"aten\.fft_", "a Fourier transform over the dim"),
     ("S303", "", "a softmax over the dim"),
+    ("S331", "statistics are taken over them", "statistics over numbers that only a larger size makes"),
 )
 """Refusals that are right: by code and what their text says, what it is that no weight can change.
 All others are gaps until someone shows the same of them."""
