@@ -524,8 +524,10 @@ def _token(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [min(v, 3) for v in value if isinstance(v, int)]
     known = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "image_token_id": 4}
-    known |= {"image_token_index": 4, "video_token_id": 5, "audio_token_id": 6}
-    if value is None and name.startswith("image"):  # checkpoints name it, the class's defaults do not
+    known |= {"image_token_index": 4, "video_token_id": 5, "video_token_index": 5, "audio_token_id": 6}
+    if value is None and name.startswith(
+        ("image", "video")
+    ):  # checkpoints name it, the class's defaults do not
         return known.get(name)
     if isinstance(value, int) and value > 3:
         return known.get(name, 3)

@@ -299,7 +299,12 @@ def _export(
     values: Mapping[str, Any] | None,
 ) -> Any:
     try:
-        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        if values is None or all(_is_sized(node) for node in program.graph.nodes):
+            return program
+        with contextlib.suppress(Exception):  # how many rows there are, the inputs may say
+            return _export_led(module, args, kwargs, values)
+        return program
     except Exception:  # a branch on values shows as whatever error it meets first
         if values is not None:
             return _export_led(module, args, kwargs, values)
@@ -307,6 +312,13 @@ def _export(
             raise
         # Some models fix a length while they are traced; the class, not the graph, is then general.
         return torch.export.export(module, args, kwargs, strict=False)
+
+
+def _is_sized(node: fx.Node) -> bool:
+    """Whether the sizes of a node's value are numbers."""
+    values = node.meta.get("val")
+    several = values if isinstance(values, (list, tuple)) else [values]
+    return all(isinstance(size, int) for v in several if isinstance(v, Tensor) for size in v.shape)
 
 
 def _export_led(
