@@ -527,7 +527,7 @@ def _token(name: str, value: Any) -> Any:
     known |= {"image_token_index": 4, "video_token_id": 5, "video_token_index": 5, "audio_token_id": 6}
     if value is None and name.startswith(
         ("image", "video")
-    ):  # checkpoints name it, the class's defaults do not
+    ):  # checkpoints name it
         return known.get(name)
     if isinstance(value, int) and value > 3:
         return known.get(name, 3)
