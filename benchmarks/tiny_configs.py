@@ -120,6 +120,7 @@ TURNED: dict[str, Any] = {  # by three positions: each turns a part of half a he
 FUSED: dict[str, Any] = {"neck_hidden_sizes": [16, 24, 32, 40]}  # four stages of a backbone, each its width
 SWIN: dict[str, Any] = {"num_layers": 2, "image_size": 32, "patch_size": 4, "window_size": 4}
 
+PINPOINTS: dict[str, Any] = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
 VOCABULARY = {"<image>": 4, "<|extra_200|>": 7}
 
 TWEAKS: dict[str, dict[str, Any]] = {
@@ -270,10 +271,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
             for part in ("image", "patch", "fov")
         },
     },
-    **dict.fromkeys(
-        ("llava_next", "llava_next_video", "llava_onevision", "granite4_vision"),
-        {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]},
-    ),
+    **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), PINPOINTS),
     "convnext": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "convnextv2": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "cvt": {"embed_dim": [16, 24, 32], "depth": [1, 2, 3], "num_heads": [1, 3, 4], "image_size": 64},
@@ -395,9 +393,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     },
     "muse_glimmer": {"vision_config.hidden_size": 64, "out_hidden_size": 256},
     "muse_spark": {"out_hidden_size": 256},
-    **dict.fromkeys(
-        ("inkling2", "inkling2_loop"), {"text_config.unpadded_vocab_size": 91}
-    ),
+    **{name: {"text_config.unpadded_vocab_size": 91} for name in ("inkling2", "inkling2_loop")},
     "chameleon": {"vocabulary_map": VOCABULARY | {f"IMGIMG{c}Z": 50 + n for n, c in enumerate("ABCDEFGH")}},
     "emu3": {"vocabulary_map": VOCABULARY | {f"<|visual token {n:06d}|>": 50 + n for n in range(8)}},
     "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"]}
@@ -420,9 +416,8 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "diffusion_gemma": {"text_config.num_experts": 4, "text_config.top_k_experts": 2}
     | {"text_config.moe_intermediate_size": 20},
     "hunyuan_vl": {"text_config.head_dim": 16, **TURNED},
-    **dict.fromkeys(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), {"vision_start_token_id": 3}),
-    "granite4_vision": {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
-    | {"deepstack_layer_map": [[0, 0], [1, 1]], "downsample_rate": "1/2"},
+    **{name: {"vision_start_token_id": 3} for name in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")},
+    "granite4_vision": PINPOINTS | {"deepstack_layer_map": [[0, 0], [1, 1]], "downsample_rate": "1/2"},
     "janus": {"vision_config.projection_dim": 64},
     "pp_formulanet": {"vision_config.post_conv_in_channels": 24, "vision_config.output_channels": 24}
     | {"vision_config.post_conv_mid_channels": 28, "vision_config.post_conv_out_channels": 20}
@@ -526,7 +521,7 @@ def _token(name: str, value: Any) -> Any:
         return [min(v, 3) for v in value if isinstance(v, int)]
     known = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "image_token_id": 4}
     known |= {"image_token_index": 4, "video_token_id": 5, "video_token_index": 5, "audio_token_id": 6}
-    if value is None and name.startswith(("image", "video")):  # checkpoints name it, the class's defaults do not
+    if value is None and name.startswith(("image", "video")):  # named by checkpoints alone
         return known.get(name)
     if isinstance(value, int) and value > 3:
         return known.get(name, 3)

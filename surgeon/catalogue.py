@@ -208,7 +208,7 @@ than the source's own rounding explains. The output is kept aside in DIR.not-pre
 Either the disk gave back other bytes than were written, or something else wrote there. The output is kept
 aside in DIR.not-preserved.""",
     "S504": """Pictures among words could not be traced, so stock transformers alone was asked: it runs the
-source on them, and fails on the grown class. Most often what is made of pictures has another width than words.
+source on them, and fails on the grown class. Most often what is made of pictures is not as wide as words.
 The plan's notes say why pictures could not be traced.""",
     "S900": """surgeon failed where it should not have. SURGEON_TRACEBACK=1 shows where; please report it.""",
 }

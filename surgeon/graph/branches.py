@@ -188,8 +188,8 @@ class Branches(TorchFunctionMode):
         return table
 
     def _picked(self, func: Any, types: Any, args: tuple[Any, ...]) -> tuple[Any] | None:
-        """What is picked, or put, where a mask is true, by its positions; None where they are too many. A mask
-        that is one column, stretched, picks whole rows."""
+        """What is picked, or put, where a mask is true, by its positions; None where they are too many. A
+        mask that is one column, stretched, picks whole rows."""
         mask = self._stretched.get(id(args[1]), args[1])
         whole = mask is not args[1]
         if whole and func is not Tensor.__getitem__:
@@ -301,10 +301,7 @@ def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 def _picked_by_mask(func: Any, args: tuple[Any, ...]) -> bool:
     return (
-        func in INDEXED
-        and isinstance(args[1], Tensor)
-        and args[1].dtype == torch.bool
-        and args[1].ndim > 0
+        func in INDEXED and isinstance(args[1], Tensor) and args[1].dtype == torch.bool and args[1].ndim > 0
     )
 
 

@@ -31,9 +31,9 @@ LOOKS = "image_attention_mask"
 def pictures_among_words(
     module: Any, pixels: Tensor, inputs: Mapping[str, Tensor], generator: torch.Generator
 ) -> dict[str, Tensor] | None:
-    """The ids (batch × length) of `inputs` and their mask with pictures among them, and the pictures, of which
-    `pixels` are a plain batch; None where the class or its config does not tell where pictures go. What else
-    the class asks of pictures is taken from `inputs`."""
+    """The ids (batch × length) of `inputs` and their mask with pictures among them, and the pictures, of
+    which `pixels` are a plain batch; None where the class or its config does not tell where pictures go. What
+    else the class asks of pictures is taken from `inputs`."""
     accepted = inspect.signature(module.forward).parameters
     reader = _reader(module)
     if PIXELS not in accepted:

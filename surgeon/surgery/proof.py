@@ -85,7 +85,9 @@ def prove_folders(
     ) -> Observed:
         if opened_by_stock:
             return observe_folder(folder, model_class, own, wanted, device, asked, pictures)
-        return observe_stored(stored, config, model_class, subject.apart, own, wanted, device, asked, pictures)
+        return observe_stored(
+            stored, config, model_class, subject.apart, own, wanted, device, asked, pictures
+        )
 
     def see_source(wanted: torch.dtype, pictures: bool = subject.pictures) -> Observed:
         return see(source_folder, config, source, wanted, pictures)
@@ -108,8 +110,8 @@ def prove_folders(
 def _with_pictures(
     plan: Plan, own: torch.dtype, see_source: Callable[..., Observed], see_grown: Callable[[bool], Observed]
 ) -> NativeReport | None:
-    """Stock models compared on pictures among words, which could not be traced; None where the source fails on
-    them. Raises NotPreserved S504 where the grown class alone does."""
+    """Stock models compared on pictures among words, which could not be traced; None where the source fails
+    on them. Raises NotPreserved S504 where the grown class alone does."""
     try:
         small = see_source(own, True)
     except Exception:  # such pictures are not for this class

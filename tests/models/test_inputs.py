@@ -155,7 +155,8 @@ def test_a_class_that_does_not_say_where_pictures_stand_is_told_of() -> None:
     module, _ = build_meta(*tiny("LlavaForConditionalGeneration")[::-1])
     assert blind_to(module) == "" and pictured(module)
     module.config.image_token_id = None
-    said = "LlavaForConditionalGeneration does not say where pictures stand among its words, or how they are laid"
+    said = "LlavaForConditionalGeneration does not say where pictures stand among its words"
+    said += ", or how they are laid"
     assert blind_to(module) == said and not pictured(module)
     assert _first_captured(module, KNOWN)[1] == said
     plain, _ = build_meta(*tiny("LlamaForCausalLM")[::-1])

@@ -81,6 +81,6 @@ def test_pictures_that_could_not_be_traced_are_shown_to_stock(
         assert "proved for words alone, without pictures: too dark" in result.plan.notes
         assert result.report.native is not None and result.report.native.passed
         return
-    with pytest.raises(NotPreserved, match="the grown class fails on pictures among words, which the") as caught:
+    with pytest.raises(NotPreserved, match="fails on pictures among words, which the source") as caught:
         apply(recipe, tmp_path / "source", tmp_path / "grown", device="cpu")
     assert caught.value.code == "S504" and not (tmp_path / "grown").exists()
