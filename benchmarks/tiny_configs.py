@@ -406,13 +406,6 @@ TWEAKS: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
         },
     },
-    "qwen4_exp": {
-        "text_config.layer_types": ["linear_attention", "linear_attention"],
-        "text_config.ngram_vocab_size_base": 50,
-        "text_config.ple_embed_dim": 32,
-        "text_config.split_ngram_parts": 2,
-        "text_config.make_ngram_vocab_size_divisible_by": 2,
-    },
     "diffusion_gemma": {"text_config.num_experts": 4, "text_config.top_k_experts": 2}
     | {"text_config.moe_intermediate_size": 20},
     "hunyuan_vl": {"text_config.head_dim": 16, **TURNED},
