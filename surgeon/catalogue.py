@@ -105,9 +105,9 @@ What the trace took for granted is asserted in the graph; surgeon answered for t
     "S213": """The graph that was traced gives other outputs than stock transformers on the same inputs.
 Dims, scales and the exact proof are read off the graph, so nothing is written. A model that draws random
 numbers, or whose path through the code depends on more than its inputs, cannot be traced once for all.""",
-    "S214": """A module takes or returns a type that torch.export.save has no name for, or a text: no one could
-read the folder back. torch.export.register_dataclass takes a serialized_type_name; for a named tuple,
-torch.utils._pytree._register_namedtuple does. Who loads the folder imports what registers it.""",
+    "S214": """A module takes or returns a type that torch.export.save has no name for, or a text, so that no
+one could read the folder back. torch.export.register_dataclass takes a serialized_type_name; for a named
+tuple, torch.utils._pytree._register_namedtuple does. Who loads the folder imports what registers it.""",
     "S220": """The class refuses the config.
 The message is the class's own. Sizes often must divide each other: grow them together.""",
     "S221": """The checkpoint stores tensors in another layout than the class holds them in.
