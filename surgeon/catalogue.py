@@ -102,7 +102,8 @@ Usually a Python branch on the values of a tensor. The note gives the line in th
     "S211": """surgeon does not know how to make up this model's main input.""",
     "S212": """The model branches on the values of its inputs, and the proof's take another path than traced.
 What the trace took for granted is asserted in the graph; surgeon answered for the inputs and was wrong.""",
-    "S213": """The graph that was traced gives other outputs than stock transformers on the same inputs.
+    "S213": """The graph that was traced gives other outputs on the same inputs than stock transformers, or
+than the plain module itself.
 Dims, scales and the exact proof are read off the graph, so nothing is written. A model that draws random
 numbers, or whose path through the code depends on more than its inputs, cannot be traced once for all.""",
     "S214": """A module takes or returns a type that torch.export.save has no name for, or a text, so that no
