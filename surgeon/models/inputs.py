@@ -264,7 +264,7 @@ def _picture(config: Any) -> tuple[int, ...]:
 
 def _pictures(config: Any) -> list[tuple[int, ...]]:
     """A picture or film; a larger one where the config states no size; and a pair."""
-    stated = _stated(config, "image_size")
+    stated = _stated(config, "image_size", "input_size")
     size = stated or IMAGE_SIZE
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     ratios = getattr(config, "scaled_images_ratios", None)
