@@ -1,23 +1,32 @@
 """Inputs made up for a model of transformers by the names its forward takes: tokens, pictures, films, sounds.
 
-What shapes a model takes is read from its config; no class is known by name.
+What shapes a model takes is read from its config; where that leaves several ways to lay them, the class is
+asked which it runs on, without data. No class is known by name.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import product
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from surgeon.errors import ModelError, fail
-from surgeon.models.pictures import pictures_among_words
+from surgeon.models.pictures import GRIDS, LAYOUTS, TABLE, pictures_among_words, runs_on, table_of
+
+Way = Callable[[torch.Generator], dict[str, Any]]
 
 BATCH, SEQUENCE = 3, 7  # of the inputs that graphs are traced with and the proof runs on
 IMAGE_SIZE = 64  # where the config names none: the class takes any
 FRAMES = 48  # of a spectrogram whose length the class leaves open
+BINS = (80, 128)  # frequencies of a spectrogram, where the config states none
+BOX = 1000  # what the corners of words on a page are counted in
+CHARACTERS = range(32, 127)  # code points, for a class that reads characters and states no vocabulary
 SAMPLES = 3840  # of a sound, where the config tells no convolutions: whole frames of 5, 10, 20 and 80 ms
 
 
@@ -26,28 +35,32 @@ def real_inputs(module: nn.Module, seed: int, pictures: bool = True) -> dict[str
     sounds. A model that generates, or that gives words, can do with its main input and its words; with
     `pictures` they stand among the words, where the class tells how. Another model gets all it takes.
 
-    Raises ModelError S211 when the model's main input is not known.
+    Raises ModelError S210 for a class without a forward pass, S211 when an input that it needs is not known.
     """
+    accepted = inspect.signature(module.forward).parameters
+    names = _looked_at(module, accepted)
+    ways = _ways(module.config, accepted, names)
+    inputs = _given(module, names, ways[_fitting(module, names, ways)], seed, pictures)
+    _refuse_unknown(module, accepted, inputs)
+    return inputs
+
+
+def _given(module: nn.Module, names: Sequence[str], way: Way, seed: int, pictures: bool) -> dict[str, Any]:
+    """The inputs as one of the ways lays what is looked at."""
     generator = torch.Generator().manual_seed(seed)
     config: Any = module.config
     accepted = inspect.signature(module.forward).parameters
-    inputs: dict[str, Any] = {}
-    for name in _looked_at(module, accepted):
-        if name == "pixel_values" and "spatial_shapes" in accepted:
-            inputs |= _patches(config, generator)
-        elif name in SHAPES:
-            shape = SHAPES[name](config)
-            if name == "input_values" and "padding_mask" in accepted:  # such sounds come with their channels
-                shape = (_stated(config, "audio_channels") or 1, *shape)
-            inputs[name] = torch.randn((BATCH, *shape), generator=generator)
-        else:
-            inputs |= _tokens(module, generator, padded=True)
+    inputs: dict[str, Any] = way(generator)
+    if "input_ids" in names:
+        inputs |= _tokens(module, generator, padded=True)
     for name, input_ in accepted.items():
         if name.endswith("_input_ids") and input_.default is inspect._empty and name not in inputs:
             inputs[name] = _ids_of_part(config, name.removesuffix("_input_ids"), generator)
     if pictures and "input_ids" in inputs:
         pixels = torch.randn((BATCH, *_picture(config)), generator=generator)
         inputs |= pictures_among_words(module, pixels, inputs, generator) or {}
+    if "bbox" in accepted and "input_ids" in inputs:
+        inputs["bbox"] = _boxes(config, inputs["input_ids"], generator)
     if "decoder_input_ids" in accepted:
         inputs["decoder_input_ids"] = _decoder_ids(module, inputs, generator)
     if "use_cache" in accepted:
@@ -57,16 +70,14 @@ def real_inputs(module: nn.Module, seed: int, pictures: bool = True) -> dict[str
 
 def _looked_at(module: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
     """The names of what the model is given to look at, its main input first."""
+    if type(module).forward is nn.Module.forward:
+        raise fail(ModelError, "S210", f"{type(module).__name__} has no forward pass", help="grow its parts")
     main = str(getattr(module, "main_input_name", "input_ids"))
-    if main == "inputs":  # says nothing of what it is
-        main = next((name for name in MADE if name in accepted), main)
-    if main not in MADE:
-        raise fail(
-            ModelError,
-            "S211",
-            f"{type(module).__name__} reads {main}, which surgeon cannot make up",
-            help="give inputs of your own: --inputs FILE, a safetensors file with tensors by name",
-        )
+    if main == "inputs" or main not in accepted:  # says nothing of what it is, or is only inherited
+        needed = (name for name, input_ in accepted.items() if _needs(input_))
+        main = next((name for name in MADE if name in accepted), next(needed, main))
+    if main not in MADE and not (main == TABLE and GRIDS & accepted.keys()):
+        raise _unknown(module, main)
     others = [name for name in MADE if name in accepted and name != main]
     speaks = getattr(module, "get_output_embeddings", lambda: None)() is not None
     if speaks or getattr(module, "can_generate", lambda: False)():
@@ -74,6 +85,70 @@ def _looked_at(module: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[
         one = "decoder_input_ids" not in accepted or not module.config.is_encoder_decoder
         others = [n for n in others if n == "input_ids" and (one or accepted[n].default is inspect._empty)]
     return main, *others
+
+
+def _needs(input_: inspect.Parameter) -> bool:
+    varied = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return input_.default is inspect._empty and input_.kind not in varied
+
+
+def _refuse_unknown(
+    module: nn.Module, accepted: Mapping[str, inspect.Parameter], inputs: Mapping[str, Any]
+) -> None:
+    """Raises ModelError S211 where the class cannot do without an input that was not made."""
+    missing = next((name for name, i in accepted.items() if _needs(i) and name not in inputs), None)
+    if missing is not None:
+        raise _unknown(module, missing)
+
+
+def _unknown(module: nn.Module, name: str) -> ModelError:
+    return fail(
+        ModelError,
+        "S211",
+        f"{type(module).__name__} reads {name}, which surgeon cannot make up",
+        help="give inputs of your own: --inputs FILE, a safetensors file with tensors by name",
+    )
+
+
+def _ways(config: Any, accepted: Mapping[str, inspect.Parameter], names: Sequence[str]) -> list[Way]:
+    """How the class may take what it looks at beside words, the likeliest first."""
+    if any(_needs(accepted[grid]) for grid in GRIDS & accepted.keys()):
+        return [partial(table_of, config, accepted.keys(), BATCH, n) for n in range(LAYOUTS)]
+    if "pixel_values" in names and "spatial_shapes" in accepted:
+        return [partial(_patches, config)]
+    channels = "padding_mask" in accepted  # such sounds come with their channels
+    shapes = {n: SHAPES[n](config) for n in names if n in SHAPES}
+    if "input_values" in shapes:
+        plain = shapes["input_values"]
+        apart = [(_stated(config, "audio_channels") or 1, *shape) for shape in plain]
+        shapes["input_values"] = [*apart, *plain] if channels else [*plain, *apart]
+    mask = accepted.get("input_features_mask") if "input_features" in shapes else None
+    masked = (False,) if mask is None else (True,) if _needs(mask) else (False, True)
+    chosen = [dict(zip(shapes, several, strict=True)) for several in product(*shapes.values())]
+    return [partial(_random, shape, with_mask) for with_mask in masked for shape in chosen]
+
+
+def _random(
+    shapes: Mapping[str, tuple[int, ...]], masked: bool, generator: torch.Generator
+) -> dict[str, Any]:
+    """Random numbers of these shapes; `masked`, with which steps of a spectrogram hold any."""
+    made = {name: torch.randn((BATCH, *shape), generator=generator) for name, shape in shapes.items()}
+    if masked:
+        shape = shapes["input_features"]
+        mask = torch.ones(BATCH, FRAMES if FRAMES in shape else shape[-1], dtype=torch.long)
+        mask[-1, mask.shape[1] * 3 // 4 :] = 0
+        made["input_features_mask"] = mask
+    return made
+
+
+def _fitting(module: nn.Module, names: Sequence[str], ways: Sequence[Way]) -> int:
+    """Which of the ways the class runs on, without data; the first where it runs on none."""
+    if len(ways) == 1:
+        return 0
+    if module not in _FITTING:
+        tried = (runs_on(module, _given(module, names, way, 0, False)) for way in ways)
+        _FITTING[module] = next((n for n, ran in enumerate(tried) if ran), 0)
+    return _FITTING[module]
 
 
 def blind_to(module: nn.Module) -> str:
@@ -135,6 +210,13 @@ def _ids_of_part(config: Any, part: str, generator: torch.Generator) -> Tensor:
     return ordinary[torch.randint(len(ordinary), (BATCH, SEQUENCE), generator=generator)]
 
 
+def _boxes(config: Any, words: Tensor, generator: torch.Generator) -> Tensor:
+    """Where each word stands on its page (batch × length × 4): left, top, right and bottom."""
+    most = min(BOX, (_stated(config, "max_2d_position_embeddings") or BOX + 1) - 1)
+    corners = torch.randint(most + 1, (*words.shape, 2, 2), generator=generator)
+    return corners.sort(2).values.flatten(2)
+
+
 def _patches(config: Any, generator: torch.Generator) -> dict[str, Tensor]:
     """Pictures cut into patches, each laid in a row; how many stand beside and above each other, and which
     of the rows hold any: not all do, and the pictures are not alike."""
@@ -154,6 +236,8 @@ def _patches(config: Any, generator: torch.Generator) -> dict[str, Tensor]:
 def _ordinary_ids(config: Any) -> Tensor:
     """The ids of the vocabulary that the config gives no special meaning, such as padding."""
     text = config.get_text_config()
+    if not any(hasattr(part, "vocab_size") for part in (text, config)) and not _stated(config, "vocab_size"):
+        return torch.tensor(CHARACTERS)
     size = _stated(text, "vocab_size") or _stated(config, "vocab_size") or 0
     ordinary = torch.ones(size, dtype=torch.bool)
     for field, value in (*config.to_dict().items(), *text.to_dict().items()):
@@ -177,7 +261,13 @@ def _stated(config: Any, *fields: str) -> Any:
 
 def _picture(config: Any) -> tuple[int, ...]:
     """Channels, height and width; of a film the number of pictures first."""
-    size = _stated(config, "image_size") or IMAGE_SIZE
+    return _pictures(config)[0]
+
+
+def _pictures(config: Any) -> list[tuple[int, ...]]:
+    """A picture or film; a larger one where the config states no size; and a pair."""
+    stated = _stated(config, "image_size", "input_size")
+    size = stated or IMAGE_SIZE
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     ratios = getattr(config, "scaled_images_ratios", None)
     if ratios:  # patches are cut of the picture made smaller, too: at least one of the smallest
@@ -186,10 +276,12 @@ def _picture(config: Any) -> tuple[int, ...]:
     frames = _stated(config, "num_frames", "frames_per_clip")
     if hasattr(config, "audio_samples_per_frame"):  # frames are those of a film with sound, not of pictures
         frames = None
-    return (*([frames] if frames else []), channels, height, width)
+    film = [frames] if frames else []
+    larger = [] if stated else [(*film, channels, 2 * height, 2 * width)]
+    return [(*film, channels, height, width), *larger, (2, channels, height, width)]
 
 
-def _sound(config: Any) -> tuple[int, ...]:
+def _sound(config: Any) -> list[tuple[int, ...]]:
     """As many samples as make SEQUENCE steps of the convolutions that read them; for a model that reads
     spectrograms, its steps and frequencies."""
     kernels, strides = _stated(config, "conv_kernel"), _stated(config, "conv_stride")
@@ -198,28 +290,33 @@ def _sound(config: Any) -> tuple[int, ...]:
         samples = SEQUENCE
         for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
             samples = (samples - 1) * stride + kernel
-        return (samples,)
+        return [(samples,)]
     if bins is not None:
-        return _stated(config, "max_length") or FRAMES, bins
-    return (SAMPLES,)
+        return [(_stated(config, "max_length") or FRAMES, bins)]
+    return [(SAMPLES,)]
 
 
-def _spectrogram(config: Any) -> tuple[int, ...]:
+def _spectrogram(config: Any) -> list[tuple[int, ...]]:
     """Frequencies and steps where the config states how many positions there are, two steps each; else
-    steps and frequencies."""
+    steps and frequencies, or the other way round, or as a picture of one channel."""
     bins, positions = _stated(config, "num_mel_bins"), _stated(config, "max_source_positions")
     if bins is not None and positions is not None:
-        return bins, 2 * positions
-    return FRAMES, bins or _stated(config, "input_feat_per_channel", "feature_projection_input_dim") or 80
+        return [(bins, 2 * positions)]
+    stated = bins or _stated(config, "input_feat_per_channel", "feature_projection_input_dim")
+    several = [stated] if stated else list(BINS)
+    return [shape for n in several for shape in ((FRAMES, n), (n, FRAMES), (1, FRAMES, n))]
 
 
-SHAPES: Mapping[str, Callable[[Any], tuple[int, ...]]] = {
-    "pixel_values": _picture,
-    "pixel_values_videos": _picture,
+SHAPES: Mapping[str, Callable[[Any], list[tuple[int, ...]]]] = {
+    "pixel_values": _pictures,
+    "pixel_values_videos": _pictures,
     "input_values": _sound,
     "input_features": _spectrogram,
 }
-"""By the name of an input that is made of random numbers: the shape of one example."""
+"""By the name of an input that is made of random numbers: the shapes one example may have."""
 
 MADE = ("input_ids", *SHAPES)
 """What a model may look at, as far as it can be made up."""
+
+_FITTING: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Which way was found to fit: a pass of the whole class each time would be waited for."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,11 @@ put; a class that wraps another has the method within."""
 PIXELS = "pixel_values"
 PLACES = "image_embeds_position_mask"
 """What classes call the input that tells at which ids pictures stand."""
+GRIDS = frozenset({"grid_thw", "image_grid_thw"})
+"""What classes call the input that tells how many patches each picture is long, high and wide."""
+TABLE = "hidden_states"
+"""What a class that reads patches beside a grid may call them, if not pixel_values."""
+LAYOUTS = 3  # of patches in one table
 LOOKS = "image_attention_mask"
 """What classes call the input that tells which word looks at which picture, where no ids stand for them."""
 
@@ -48,7 +53,7 @@ def pictures_among_words(
     asked = inspect.signature(reader).parameters
     known = {name: value for name, value in inputs.items() if name in asked}
     if "image_grid_thw" in asked:
-        layouts = _grids(getattr(module.config, "vision_config", None), pixels, generator)
+        layouts = _grids(getattr(module.config, "vision_config", None), len(pixels), generator)
     else:
         layouts = _layouts(pixels, asked)
     empty = _on_meta(module)
@@ -58,6 +63,29 @@ def pictures_among_words(
         if count:
             return given | _laid(inputs, token, count, accepted)
     return None
+
+
+def table_of(
+    vision: Any, accepted: Collection[str], count: int, layout: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """As many pictures in one of the LAYOUTS, by the names that a class which reads nothing else accepts."""
+    made = list(_grids(vision, count, generator))[layout]
+    named = {TABLE: made[PIXELS], **made, **dict.fromkeys(GRIDS, made["image_grid_thw"])}
+    return {name: value for name, value in named.items() if name in accepted}
+
+
+def runs_on(module: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether the class runs on inputs of these shapes, without data."""
+    empty = _on_meta(module)
+    given = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    asked = Branches()
+    asked.know(given, inputs)
+    try:
+        with torch.no_grad(), asked:
+            empty(**given)
+    except Exception:  # of whatever kind: a class has its own way to refuse
+        return False
+    return True
 
 
 def _reader(module: nn.Module) -> Callable[..., Any] | None:
@@ -80,20 +108,23 @@ def _layouts(pixels: Tensor, asked: Mapping[str, inspect.Parameter]) -> Iterator
             yield {PIXELS: cut, **sizes, "pixel_attention_mask": torch.ones(cut.shape[:2], dtype=torch.bool)}
 
 
-def _grids(vision: Any, pixels: Tensor, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
+def _grids(vision: Any, pictures: int, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
     """Pictures cut into patches, all patches in one table, with how many each picture is long, high and wide;
-    squares of neighbours become one row. A patch is a row of numbers, or itself a small picture."""
+    squares of neighbours become one row. A patch is a row of numbers, or itself a small picture; or such a
+    square is a small picture, its channels last, and what is counted."""
     merged = _side(vision, "spatial_merge_size", "merge_kernel_size", "merge_size")
     size, depth = _side(vision, "patch_size"), _side(vision, "temporal_patch_size", "patch_temporal")
     high, wide = 2 * merged, merged
     channels = _side(vision, "in_channels", "num_channels", default=3)
-    patch = torch.randn((len(pixels) * high * wide, channels, depth, size, size), generator=generator)
+    patch = torch.randn((pictures * high * wide, channels, depth, size, size), generator=generator)
     counts = {
-        "image_grid_thw": torch.tensor([[1, high, wide]] * len(pixels)),
-        "image_merge_sizes": torch.full((len(pixels),), merged),
+        "image_grid_thw": torch.tensor([[1, high, wide]] * pictures),
+        "image_merge_sizes": torch.full((pictures,), merged),
     }
     yield {PIXELS: patch.flatten(1), **counts}
     yield {PIXELS: patch[:, :, 0], **counts}
+    squares = torch.randn((pictures * 2, merged * size, merged * size, channels), generator=generator)
+    yield {PIXELS: squares, "image_grid_thw": torch.tensor([[1, 2, 1]] * pictures)}
 
 
 def _side(vision: Any, *fields: str, default: int = 1) -> int:
