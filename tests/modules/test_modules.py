@@ -323,3 +323,17 @@ def test_a_position_within_a_product_is_read(tmp_path: Path) -> None:
     result = surgeon.apply(file, module, example_inputs=(x,), device="cpu")
     assert result.report.preserved and result.model is not None
     torch.testing.assert_close(result.model(x), module(x), rtol=1e-6, atol=1e-6)
+
+
+def test_a_parametrization_that_stands_in_the_way_is_to_be_taken_away(tmp_path: Path) -> None:
+    """A matrix exponential keeps a weight orthogonal, which copies are not."""
+    module = randomised(Mlp())
+    torch.nn.utils.parametrizations.orthogonal(module.second)
+    file = recipe(tmp_path, ['axis("first.weight", 0) by 2'])
+    x = inputs((4, 5), False)
+    with pytest.raises(PlanError) as caught:
+        surgeon.apply(file, module, example_inputs=(x,), device="cpu")
+    assert caught.value.code == "S308"
+    assert "remove_parametrizations" in str(caught.value)
+    torch.nn.utils.parametrize.remove_parametrizations(module.second, "weight")
+    held(module, file, x)
