@@ -327,13 +327,12 @@ def test_a_position_within_a_product_is_read(tmp_path: Path) -> None:
 
 def test_a_parametrization_that_stands_in_the_way_is_to_be_taken_away(tmp_path: Path) -> None:
     """A matrix exponential keeps a weight orthogonal, which copies are not."""
-    module = randomised(Mlp())
-    torch.nn.utils.parametrizations.orthogonal(module.second)
-    file = recipe(tmp_path, ['axis("first.weight", 0) by 2'])
-    x = inputs((4, 5), False)
+    middle = torch.nn.utils.parametrizations.orthogonal(nn.Linear(8, 8))
+    module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), middle, nn.Tanh(), nn.Linear(8, 3))
+    file, x = recipe(tmp_path, ['axis("0.weight", 0), axis("4.weight", 1) by 2']), inputs((4, 5), False)
     with pytest.raises(PlanError) as caught:
-        surgeon.apply(file, module, example_inputs=(x,), device="cpu")
+        surgeon.apply(file, module.double(), example_inputs=(x,), device="cpu")
     assert caught.value.code == "S308"
     assert "remove_parametrizations" in str(caught.value)
-    torch.nn.utils.parametrize.remove_parametrizations(module.second, "weight")
-    held(module, file, x)
+    torch.nn.utils.parametrize.remove_parametrizations(middle, "weight")
+    held(randomised(module), file, x)
