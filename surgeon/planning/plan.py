@@ -199,12 +199,14 @@ def _refuse_conflicts(
         f"{what} of the grown class has new channels of {anatomy.store.labels[dim]} between the source's"
         for dim, what in list(placed.items())[:2]
     ]
+    whole = all(len(index) % anatomy.store.sizes[dim] == 0 for dim, index in maps.dims.items())
+    fraction = "" if whole else "grow by an integer factor, "
     raise PlanError(
         Diagnostic(
             "S330",
             f"no scale of any parameter keeps the function: {first.reason}{off}",
             notes=(*places[:3], *more),
-            help="grow by an integer factor, grow other dims, or untie the parameters involved",
+            help=f"{fraction}grow other dims, or untie the parameters involved",
         )
     )
 
