@@ -469,11 +469,12 @@ TWEAKS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("glm4v_text", "glm_image_text", "glm_ocr_text", "qwen2_vl_text", "qwen2_5_vl_text"), SPLIT),
     "glm4v_moe_text": {"rope_parameters": {**SPLIT["rope_parameters"], "mrope_section": [1, 1, 2]}}
     | {"rope_parameters.partial_rotary_factor": 0.5},
-    "hunyuan_vl_text": {"head_dim": 16},
+    "hunyuan_vl_text": {"head_dim": 16, **SPLIT},
     "mistral_large4_text": {"kv_source_layers": [0, 1]},
     "glm5_next_text": {"qk_rope_head_dim": 0},
     **dict.fromkeys(("gradium_phonon_tts", "pocket_tts"), {"flow_head_config.condition_dim": 64}),
     "granite_speech5_encoder": {"context_size": 16},
+    "encodec": {"codebook_dim": 64},
     **dict.fromkeys((f"nemotron3_{name}" for name in NEMOTRON), {"num_key_value_heads": 4}),
     "bros": {"dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 16},
     "lilt": {"hidden_size": 96},
