@@ -1,8 +1,9 @@
 """Branches on the values of inputs, while a model is traced without data.
 
 ``if mask.any():`` asks a tensor for a number that a dataless trace does not have. Where the tensor is
-computed from inputs, numbers and whole numbers in buffers alone, no weight among them, it is computed beside the trace on the
-inputs that the proof will run on; the trace takes that path, and an assertion in the graph says so.
+computed from inputs and numbers alone, no weight among them (a whole number in a buffer is none), it is
+computed beside the trace on the inputs that the proof will run on; the trace takes that path, and an
+assertion in the graph says so.
 
 ``for expert in chosen.nonzero():`` asks weights which path to take. It is traced for all there is to choose:
 the positions of what is true become all positions, and what is added up at them is zero where it is not.

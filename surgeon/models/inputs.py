@@ -128,7 +128,9 @@ def _ways(config: Any, accepted: Mapping[str, inspect.Parameter], names: Sequenc
     return [partial(_random, shape, with_mask) for with_mask in masked for shape in chosen]
 
 
-def _random(shapes: Mapping[str, tuple[int, ...]], masked: bool, generator: torch.Generator) -> dict[str, Any]:
+def _random(
+    shapes: Mapping[str, tuple[int, ...]], masked: bool, generator: torch.Generator
+) -> dict[str, Any]:
     """Random numbers of these shapes; `masked`, with which steps of a spectrogram hold any."""
     made = {name: torch.randn((BATCH, *shape), generator=generator) for name, shape in shapes.items()}
     if masked:
