@@ -480,6 +480,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "nemotron3_diarization_audio": {"num_key_value_heads": 4},
     "bros": {"dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 16},
     "lilt": {"hidden_size": 96},
+    "swin2sr": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 24, **SWIN},
     "layoutlmv3": {"coordinate_size": 10, "shape_size": 12, "input_size": 32},
     "maskformer-swin": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48}
     | SWIN

@@ -322,6 +322,6 @@ def test_a_graph_that_fails_on_its_inputs_says_where() -> None:
     given = zip(captured.inputs, (x[:0].double(), rows), strict=True)
     runner = Executor(torch.device("cpu"), dict(given))
     (node,) = (n for n in captured.nodes if n.op == "call_function")
-    with pytest.raises(ModelError, match="aten.index_select") as caught:
+    with pytest.raises(ModelError, match="index_select") as caught:
         runner.run(node, node.args, node.kwargs)
     assert caught.value.code == "S215"

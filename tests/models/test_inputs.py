@@ -206,7 +206,7 @@ def test_boxes_of_words_are_whole_and_turned_the_right_way() -> None:
     inputs = real_inputs(model, 0)
     left, top, right, bottom = inputs["bbox"].unbind(-1)
     assert inputs["bbox"].shape == (BATCH, SEQUENCE, 4) and inputs["bbox"].dtype == torch.long
-    assert (left <= right).all() and (top <= bottom).all() and 0 <= left.min() and right.max() <= 1000
+    assert (left <= right).all() and (top <= bottom).all() and left.min() >= 0 and right.max() <= 1000
     seen = run(model, inputs).last_hidden_state
     moved = run(model, {**inputs, "bbox": inputs["bbox"] // 2}).last_hidden_state
     assert (moved - seen).abs().max() > 1e-4
