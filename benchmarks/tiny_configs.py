@@ -410,13 +410,6 @@ TWEAKS: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
         },
     },
-    "qwen4_exp": {
-        "text_config.layer_types": ["linear_attention", "linear_attention"],
-        "text_config.ngram_vocab_size_base": 50,
-        "text_config.ple_embed_dim": 32,
-        "text_config.split_ngram_parts": 2,
-        "text_config.make_ngram_vocab_size_divisible_by": 2,
-    },
     "diffusion_gemma": {"text_config.num_experts": 4, "text_config.top_k_experts": 2}
     | {"text_config.moe_intermediate_size": 20},
     "hunyuan_vl": {"text_config.head_dim": 16, **TURNED},
@@ -562,8 +555,8 @@ def _token(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [min(v, 3) for v in value if isinstance(v, int)]
     known = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "image_token_id": 4}
-    known |= {"image_token_index": 4, "video_token_id": 5, "audio_token_id": 6}
-    if value is None and name.startswith("image"):  # checkpoints name it, the class's defaults do not
+    known |= {"image_token_index": 4, "video_token_id": 5, "video_token_index": 5, "audio_token_id": 6}
+    if value is None and name.startswith(("image", "video")):  # named by checkpoints alone
         return known.get(name)
     if isinstance(value, int) and value > 3:
         return known.get(name, 3)

@@ -103,12 +103,13 @@ Usually a Python branch on the values of a tensor. The note gives the line in th
 Give inputs of your own: --inputs FILE, a safetensors file with a tensor for each input by its name.""",
     "S212": """The model branches on the values of its inputs, and the proof's take another path than traced.
 What the trace took for granted is asserted in the graph; surgeon answered for the inputs and was wrong.""",
-    "S213": """The graph that was traced gives other outputs than stock transformers on the same inputs.
+    "S213": """The graph that was traced gives other outputs on the same inputs than stock transformers, or
+than the plain module itself.
 Dims, scales and the exact proof are read off the graph, so nothing is written. A model that draws random
 numbers, or whose path through the code depends on more than its inputs, cannot be traced once for all.""",
-    "S214": """A module takes or returns a type that torch.export.save has no name for, or a text: none could
-read the folder back. torch.export.register_dataclass takes a serialized_type_name; for a named tuple,
-torch.utils._pytree._register_namedtuple does. Who loads the folder imports what registers it.""",
+    "S214": """A module takes or returns a type that torch.export.save has no name for, or a text, so that no
+one could read the folder back. torch.export.register_dataclass takes a serialized_type_name; for a named
+tuple, torch.utils._pytree._register_namedtuple does. Who loads the folder imports what registers it.""",
     "S215": """The graph that was traced fails when it is run on the inputs that it was traced with.
 A trace has no data: an axis whose length the data decides may turn out empty.""",
     "S220": """The class refuses the config.

@@ -91,6 +91,29 @@ def _einsum(equation: str, *shapes: Spec) -> Case:
     return lambda *tensors: aten.einsum.default(equation, list(tensors)), shapes
 
 
+def _bags(name: str) -> list[Case]:
+    """Sums, means and extremes of rows, in bags of uneven sizes; sums of weighted rows."""
+    op, starts = getattr(aten, name).default, torch.tensor([0, 1, 4])
+    plain: list[Case] = [
+        (lambda w, i, how=how: op(w, i, starts, False, how)[0], ((5, 3), BAGGED)) for how in (0, 1, 2)
+    ]
+    return [*plain, (lambda w, i, each: op(w, i, starts, False, 0, False, each)[0], ((5, 3), BAGGED, (6,)))]
+
+
+def _of_pairs(name: str) -> list[Case]:
+    """An op of complex numbers, given and read as pairs of real ones."""
+    op = getattr(aten, name).default
+
+    def function(pairs: Tensor) -> Tensor:
+        made = op(aten.view_as_complex.default(pairs))
+        return aten.view_as_real.default(aten.resolve_conj.default(made)) if made.is_complex() else made
+
+    return [(function, (PAIRS,))]
+
+
+COMPLEX = ("imag", "_conj", "_conj_physical", "conj_physical", "resolve_conj", "resolve_neg", "angle")
+PAIRS = (3, 4, 5, 2)
+BAGGED = torch.tensor([4, 0, 2, 2, 1, 3])
 IDS = torch.tensor([[0, 2, 1], [1, 1, 0]])
 TABLE: dict[str, list[Case]] = {
     "aten.einsum": [
@@ -168,6 +191,23 @@ TABLE: dict[str, list[Case]] = {
     ],
     "aten.index_add": [(lambda x, y: aten.index_add.default(x, 0, IDS[0], y), ((4, 3), (3, 3)))],
     "aten.index_copy": [(lambda x, y: aten.index_copy.default(x, -1, IDS[0], y), ((2, 4), (2, 3)))],
+    **{f"aten.{name}": _bags(name) for name in ("_embedding_bag", "_embedding_bag_forward_only")},
+    **{f"aten.{name}": _of_pairs(name) for name in COMPLEX},
+    "aten.complex": [(lambda x, y: aten.view_as_real.default(aten.complex.default(x, y)), ((3, 4), (3, 4)))],
+    "aten._fft_r2c": [
+        (
+            lambda x, dims=dims: aten.view_as_real.default(aten._fft_r2c.default(x, dims, 0, True)),
+            ((3, 4, 6),),
+        )
+        for dims in ([1], [-1], [0, 2])
+    ],
+    "aten._fft_c2c": [
+        (lambda x: aten._fft_c2c.default(aten.view_as_complex.default(x), [1], 1, True).real, (PAIRS,))
+    ],
+    "aten._fft_c2r": [
+        (lambda x, n=n: aten._fft_c2r.default(aten.view_as_complex.default(x), [1], 2, n), (PAIRS,))
+        for n in (6, 7)
+    ],
     "aten.unfold": _calls(aten.unfold.default, ((2, 6), (1, 3, 1)), ((6, 2, 3), (0, 2, 2))),
     "aten.im2col": _calls(
         aten.im2col.default,

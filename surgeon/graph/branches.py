@@ -180,6 +180,8 @@ class Branches(TorchFunctionMode):
         with _disable_current_modes():
             made = func(*known[0], **known[1])
         table = of_numbers(made.tolist(), made.dtype, tensors[0].device)
+        if table is not None and not made.numel():  # a list of nothing does not say what of
+            table = table.reshape(made.shape)
         for tensor, value in zip(tensors, values, strict=True):
             asked = of_numbers(value.tolist(), value.dtype, tensor.device)
             if table is None or asked is None:
@@ -253,7 +255,7 @@ class Branches(TorchFunctionMode):
         results = [leaf for leaf in tree_flatten(made)[0] if isinstance(leaf, Tensor)]
         if RANDOM.search(name) or not (results or changes):
             return
-        if any(not _small(leaf) for leaf in results):
+        if any(not _small(leaf, least=0) for leaf in results):
             return
         with _disable_current_modes():
             found = func(*known[0], **known[1])
@@ -294,6 +296,8 @@ def _tensors_in(*trees: Any) -> list[Tensor]:
 
 def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether values say how many rows come out: counts, or repetitions."""
+    if func in (torch.argwhere, Tensor.argwhere):
+        return True
     if func in REPEATED:
         return len(_tensors_in(args, kwargs)) > 1
     return func in RUNS and len(args) == 1 and not any(v not in (None, False) for v in kwargs.values())
@@ -305,8 +309,8 @@ def _picked_by_mask(func: Any, args: tuple[Any, ...]) -> bool:
     )
 
 
-def _small(traced: Tensor) -> bool:
-    return all(isinstance(n, int) for n in traced.shape) and 0 < traced.numel() <= MAX_ELEMENTS
+def _small(traced: Tensor, least: int = 1) -> bool:
+    return all(isinstance(n, int) for n in traced.shape) and least <= traced.numel() <= MAX_ELEMENTS
 
 
 def _where() -> str:

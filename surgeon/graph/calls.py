@@ -119,7 +119,8 @@ def known_numbers(node: fx.Node) -> list[int] | None:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.is_floating_point() or value.ndim != 1:
         return None
-    if value.dtype == torch.bool or not 0 < value.numel() <= MAX_KNOWN:
+    (size,) = value.shape
+    if value.dtype == torch.bool or not isinstance(size, int) or not 0 < size <= MAX_KNOWN:
         return None
     needed = _ancestors(node)
     if needed is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import re
 import traceback
 import warnings
@@ -156,7 +157,9 @@ def capture(
                     program = _taken_apart(program, known)
                 _drop_copies(program.graph)
                 _name_pieces(program.graph)
-            program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
+                program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
+                _leave_positions(program.graph)
+                _norm_one_axis(program.graph)
     except Exception as error:
         raise _refusal(module, error) from error
     captured = describe(program, module)
@@ -233,13 +236,57 @@ def _name_pieces(graph: fx.Graph) -> None:
     """A split into equal pieces is one into pieces of these sizes, which may grow apart."""
     aten = torch.ops.aten
     for node in graph.nodes:
-        if node.target in (aten.split.Tensor, aten.chunk.default):
+        if node.target in (aten.split.Tensor, aten.chunk.default, aten.unsafe_split.Tensor):
             source, _, *given = node.args
             dim = given[0] if given else node.kwargs.get("dim", 0)
             sizes = [piece.shape[dim] for piece in node.meta["val"]]
             if all(isinstance(size, int) for size in sizes):
                 node.target, node.args = aten.split_with_sizes.default, (source, sizes, dim)
                 node.kwargs = {}
+
+
+def _leave_positions(graph: fx.Graph) -> None:
+    """An extreme of which nobody reads where it stands is a value alone."""
+    aten = torch.ops.aten
+    values = {aten.max.dim: aten.amax.default, aten.min.dim: aten.amin.default}
+    for node in list(graph.nodes):
+        if node.target not in values or any(user.args[1] != 0 for user in node.users):
+            continue
+        x, dim, *keepdim = node.args
+        with graph.inserting_before(node):
+            made = graph.call_function(values[node.target], (x, [dim], *keepdim), node.kwargs)
+        made.meta = {**node.meta, "val": node.meta["val"][0]}
+        for user in list(node.users):
+            user.replace_all_uses_with(made)
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def _norm_one_axis(graph: fx.Graph) -> None:
+    """Statistics over several axes are statistics over one, which they are laid into and taken out of."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target not in (aten.layer_norm.default, aten.rms_norm.default) or len(node.args[1]) == 1:
+            continue
+        x, shape, *others = node.args
+        count = len(shape)
+
+        def laid(made: fx.Node, target: Any, *args: Any, like: fx.Node = node) -> fx.Node:
+            new = graph.call_function(target, (made, *args))
+            new.meta = {**like.meta, "val": target(made.meta["val"], *args)}
+            return new
+
+        with graph.inserting_before(node):
+            flat = [
+                laid(a, aten.flatten.using_ints, -count, -1) if isinstance(a, fx.Node) else a
+                for a in (x, *others)
+            ]
+            node.args = (flat[0], [math.prod(shape)], *flat[1:])
+        whole, node.meta = node.meta, {**node.meta, "val": flat[0].meta["val"]}
+        with graph.inserting_after(node):
+            back = laid(node, aten.unflatten.int, -1, list(shape))
+        back.meta = {**whole, "val": whole["val"]}
+        node.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
 
 
 def _unchecked() -> contextlib.AbstractContextManager[Any]:
@@ -302,7 +349,12 @@ def _export(
     buffers: Mapping[str, Tensor],
 ) -> Any:
     try:
-        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        if values is None or all(_is_sized(node) for node in program.graph.nodes):
+            return program
+        with contextlib.suppress(Exception):  # how many rows there are, the inputs may say
+            return _export_led(module, args, kwargs, values)
+        return program
     except Exception:  # a branch on values shows as whatever error it meets first
         if values is not None:
             return _export_led(module, args, kwargs, values, buffers)
@@ -310,6 +362,13 @@ def _export(
             raise
         # Some models fix a length while they are traced; the class, not the graph, is then general.
         return torch.export.export(module, args, kwargs, strict=False)
+
+
+def _is_sized(node: fx.Node) -> bool:
+    """Whether the sizes of a node's value are numbers."""
+    values = node.meta.get("val")
+    several = values if isinstance(values, (list, tuple)) else [values]
+    return all(isinstance(size, int) for v in several if isinstance(v, Tensor) for size in v.shape)
 
 
 def _export_led(

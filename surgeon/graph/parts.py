@@ -128,6 +128,11 @@ def var_mean(
     return torch.var(x, axes, correction=correction, keepdim=keepdim), torch.mean(x, axes, keepdim)
 
 
+def cdist(x: Tensor, y: Tensor, p: float, compute_mode: int | None) -> Tensor:
+    """How far each row is from each other one; of equal rows the gradient is zero, as torch has it."""
+    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, -1)
+
+
 def slice_scatter(
     x: Tensor, y: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Tensor:
@@ -184,6 +189,7 @@ PARTS: Mapping[Any, Any] = {
     aten.lerp.Scalar: lerp,
     aten.lerp.Tensor: lerp,
     aten.var_mean.correction: var_mean,
+    aten._cdist_forward.default: cdist,
     aten.slice_scatter.default: slice_scatter,
 }
 """By op, its parts; a rule for the op itself goes before them."""

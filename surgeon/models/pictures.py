@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from surgeon.graph.branches import Branches
 from surgeon.models.native import build_meta
 
 CUTS = 5  # of one picture, at most
-READS = "get_image_features"
-"""What classes call the method that makes rows of pictures; one that wraps such a class has it within."""
+READS = {"get_image_features": "image_token_id", "get_video_features": "video_token_id"}
+"""What classes call the method that makes rows of pictures, and the config the ids in whose place they are
+put; a class that wraps another has the method within."""
+PIXELS = "pixel_values"
 PLACES = "image_embeds_position_mask"
 """What classes call the input that tells at which ids pictures stand."""
 GRIDS = frozenset({"grid_thw", "image_grid_thw"})
@@ -38,23 +40,23 @@ def pictures_among_words(
     """The ids (batch × length) of `inputs` and their mask with pictures among them, and the pictures, of
     which `pixels` are a plain batch; None where the class or its config does not tell where pictures go. What
     else the class asks of pictures is taken from `inputs`."""
-    token = getattr(module.config, "image_token_id", None)
     accepted = inspect.signature(module.forward).parameters
     reader = _reader(module)
-    if "pixel_values" not in accepted:
+    if PIXELS not in accepted:
         return None
     if reader is None and LOOKS in accepted:
-        return {"pixel_values": pixels[:, None], LOOKS: _looks(inputs["input_ids"])}
+        return {PIXELS: pixels[:, None], LOOKS: _looks(inputs["input_ids"])}
+    token = getattr(module.config, READS[reader.__name__], None) if reader else None
     if token is None and PLACES in accepted:  # the places are told beside the ids, which may be any
         token = int(inputs["input_ids"][0, 0])
     if not isinstance(token, int) or reader is None:
         return None
-    asked = inspect.signature(getattr(reader, READS)).parameters
+    asked = inspect.signature(reader).parameters
     known = {name: value for name, value in inputs.items() if name in asked}
     if "image_grid_thw" in asked:
         layouts = _grids(getattr(module.config, "vision_config", None), len(pixels), generator)
     else:
-        layouts = _layouts(pixels, "image_sizes" in asked)
+        layouts = _layouts(pixels, asked)
     empty = _on_meta(module)
     for layout in layouts:
         given = {name: value for name, value in layout.items() if name in asked or name in accepted}
@@ -69,7 +71,7 @@ def table_of(
 ) -> dict[str, Tensor]:
     """As many pictures in one of the LAYOUTS, by the names that a class which reads nothing else accepts."""
     made = list(_grids(vision, count, generator))[layout]
-    named = {TABLE: made["pixel_values"], **made, **dict.fromkeys(GRIDS, made["image_grid_thw"])}
+    named = {TABLE: made[PIXELS], **made, **dict.fromkeys(GRIDS, made["image_grid_thw"])}
     return {name: value for name, value in named.items() if name in accepted}
 
 
@@ -86,19 +88,24 @@ def runs_on(module: nn.Module, inputs: Mapping[str, Any]) -> bool:
     return True
 
 
-def _reader(module: nn.Module) -> Any:
-    """What makes rows of pictures: the module, or the model within it."""
-    return next((m for m in (module, *module.children()) if hasattr(m, READS)), None)
+def _reader(module: nn.Module) -> Callable[..., Any] | None:
+    """The method that makes rows of pictures, of the module or of a model within it."""
+    named = (getattr(m, name, None) for name in READS for m in (module, *module.children()))
+    return next((r for r in named if r and PIXELS in inspect.signature(r).parameters), None)
 
 
-def _layouts(pixels: Tensor, sized: bool) -> Iterator[dict[str, Tensor]]:
+def _layouts(pixels: Tensor, asked: Mapping[str, inspect.Parameter]) -> Iterator[dict[str, Tensor]]:
     """A batch of pictures as classes take them: one for each text; or several, cut of one, in an axis of
-    their own."""
-    sizes = {"image_sizes": torch.tensor([pixels.shape[-2:]] * len(pixels))} if sized else {}
-    yield {"pixel_values": pixels, **sizes}
+    their own, with a mask of those that are no padding where the class cannot do without."""
+    sizes = {}
+    if "image_sizes" in asked:
+        sizes["image_sizes"] = torch.tensor([pixels.shape[-2:]] * len(pixels))
+    yield {PIXELS: pixels, **sizes}
     for several in range(1, CUTS + 1):
         cut = torch.stack([pixels.roll(n, -1) for n in range(several)], 1)
-        yield {"pixel_values": cut, **sizes}
+        yield {PIXELS: cut, **sizes}
+        if "pixel_attention_mask" in asked:
+            yield {PIXELS: cut, **sizes, "pixel_attention_mask": torch.ones(cut.shape[:2], dtype=torch.bool)}
 
 
 def _grids(vision: Any, pictures: int, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
@@ -114,10 +121,10 @@ def _grids(vision: Any, pictures: int, generator: torch.Generator) -> Iterator[d
         "image_grid_thw": torch.tensor([[1, high, wide]] * pictures),
         "image_merge_sizes": torch.full((pictures,), merged),
     }
-    yield {"pixel_values": patch.flatten(1), **counts}
-    yield {"pixel_values": patch[:, :, 0], **counts}
+    yield {PIXELS: patch.flatten(1), **counts}
+    yield {PIXELS: patch[:, :, 0], **counts}
     squares = torch.randn((pictures * 2, merged * size, merged * size, channels), generator=generator)
-    yield {"pixel_values": squares, "image_grid_thw": torch.tensor([[1, 2, 1]] * pictures)}
+    yield {PIXELS: squares, "image_grid_thw": torch.tensor([[1, 2, 1]] * pictures)}
 
 
 def _side(vision: Any, *fields: str, default: int = 1) -> int:
@@ -136,7 +143,9 @@ def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
     asked.know(traced, values)
     try:
         with torch.no_grad(), asked:
-            made = getattr(_reader(module), READS)(**traced)
+            reader = _reader(module)
+            assert reader is not None
+            made = reader(**traced)
     except Exception:  # it wants more than pictures
         return None
     outputs = (getattr(made, name, None) for name in ("pooler_output", "last_hidden_state"))

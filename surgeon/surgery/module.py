@@ -21,14 +21,15 @@ from surgeon.surgery.result import Delivery, Result, record_of
 from surgeon.surgery.subject import Stage, Surgery
 from surgeon.verification.coexecution import Pair, coexecute
 from surgeon.verification.report import Report
+from surgeon.verification.traced import Called, held_to_module
 from surgeon.verification.trainability import watched_nodes
 
 
 def apply_module(surgery: Surgery, delivery: Delivery, stage: Stage) -> Result:
     """Grow and prove a plain module; where a folder is asked for, write its weights and ``model.pt2`` there.
 
-    Raises NotPreserved S501 when the proof fails, CheckpointError S4xx or ModelError S214 where it cannot be
-    written.
+    Raises ModelError S213 where the traced graph is not what the module computes, NotPreserved S501 when the
+    proof fails, CheckpointError S4xx or ModelError S214 where it cannot be written.
     """
     subject, plan, device, out = surgery.subject, surgery.plan, delivery.device, delivery.out
     source = subject.source
@@ -43,6 +44,8 @@ def apply_module(surgery: Surgery, delivery: Delivery, stage: Stage) -> Result:
     stage("proof: both graphs in float64")
     inputs = calling.leaves(source.args, source.kwargs)
     run = coexecute(Pair(plan, lambda name: state[name].detach(), inputs), device, watched_nodes(plan))
+    called = Called(source.module, source.args, source.kwargs, calling.rewrites)
+    notes = held_to_module(plan, calling, called, run)
     trained, untrained = trainability(plan, run)
     report = Report(len(plan.anatomy.calls), run.report, None, trained, untrained, scaled=plan.scaled_outputs)
     if out is not None:
@@ -51,7 +54,7 @@ def apply_module(surgery: Surgery, delivery: Delivery, stage: Stage) -> Result:
         _write_module(surgery, report, module, out, delivery.force, export(module, *given))
     if report.failed:
         raise not_preserved(report, None)
-    return Result(plan, report, module, out)
+    return Result(plan, report, module, out, notes)
 
 
 def _apart(grown: Tensor, source: Tensor) -> Tensor:

@@ -348,8 +348,11 @@ def _error(node: fx.Node, left: Executor, right: Executor, plan: Plan) -> tuple[
     several_a = list(a) if isinstance(a, (list, tuple)) else [a]
     several_b = list(b) if isinstance(b, (list, tuple)) else [b]
     worst, count = 0.0, 0
+    read = {user.args[1] for user in node.users if user.target is operator.getitem}
     for i, (x, y) in enumerate(zip(several_a, several_b, strict=False)):
         value = values[i] if i < len(values) else None
+        if len(several_a) > 1 and i not in read:  # nobody reads it
+            continue
         if value is None or not isinstance(x, Tensor) or not isinstance(y, Tensor):
             continue
         if not x.numel() and not y.numel():  # statistics that some devices leave out

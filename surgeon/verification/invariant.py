@@ -53,7 +53,7 @@ def difference(grown: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
     if grown.shape != wanted.shape:
         return float("inf")
     if grown.is_complex() and wanted.is_complex():
-        grown, wanted = torch.view_as_real(grown), torch.view_as_real(wanted)
+        grown, wanted = (torch.view_as_real(value.resolve_conj()) for value in (grown, wanted))
         mask = None if mask is None else mask.unsqueeze(-1)
     if not grown.is_floating_point():
         return 0.0 if torch.equal(grown, wanted) else float("inf")

@@ -9,7 +9,9 @@ from torch.overrides import _get_current_function_mode_stack
 
 from surgeon.errors import ModelError
 from surgeon.graph.capture import PARTS, capture
+from surgeon.graph.inference import infer
 from surgeon.graph.places import op_name
+from surgeon.language import builtin_rules
 from surgeon.verification.execution import Executor
 
 
@@ -235,12 +237,17 @@ class Picking(nn.Module):
 
     def forward(self, x: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         spread = (ids == 4).unsqueeze(-1).expand_as(x)
+        starts, none = torch.argwhere(ids[0] == 4).squeeze(1), torch.argwhere(ids[0] == 9).squeeze(1)
+        for _ in range((ids[0][starts + 1] == 4).sum() + (ids[0][none] == 4).sum()):
+            x = x + 1
         if x[spread].numel() != rows.numel():
             raise ValueError("not as many")
+        rows = rows + x[spread].reshape(rows.shape)
         x = x * 2
         x[ids == 4] = rows
         x[:, [0, 2]] = 1.0
-        return x + x[spread].reshape(rows.shape).sum(0)
+        x = torch.cat([part + len(part) for part in (x[ids == 4], x[ids != 4])])
+        return x
 
 
 def test_what_is_picked_by_a_mask_that_inputs_tell_is_picked_by_position() -> None:
@@ -260,6 +267,23 @@ def test_what_is_picked_by_a_mask_that_inputs_tell_is_picked_by_position() -> No
             runner.values[node.name] = runner.run(node, node.args, node.kwargs)
     (result,) = captured.results
     torch.testing.assert_close(runner.values[result.name], module(**values).double())
+
+
+class Choosing(nn.Module):
+    """Reads as many rows as its input says, by an index that it makes."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x[torch.arange(len(x), device=x.device)[mask]] * 2
+
+
+def test_an_index_of_a_length_that_data_decides_is_none_of_known_numbers() -> None:
+    x, mask = torch.ones(4, 3), torch.tensor([True, False, True, True])
+    meta = (x.to("meta"), mask.to("meta"))
+    rules = builtin_rules()
+    left_open = infer(capture(Choosing(), meta, known={n for rule in rules for n in rule.names}), rules)
+    assert not isinstance(left_open.captured.results[0].meta["val"].shape[0], int)
+    told = capture(Choosing(), meta, values={"x": x, "mask": mask})
+    assert told.shapes[told.results[0].name] == ((3, 3),)  # by the values of the mask
 
 
 def test_checks_of_values_are_left_out_where_asked() -> None:

@@ -164,11 +164,17 @@ def test_special_ids_in_lists_are_kept_away_from() -> None:
 
 
 def test_an_input_that_cannot_be_made_up() -> None:
-    module, _ = build_meta(hf.LlamaConfig(**SMALL), hf.LlamaForCausalLM)
-    module.main_input_name = "molecules"
-    with pytest.raises(ModelError, match="LlamaForCausalLM reads molecules, which surgeon cannot") as caught:
+    sizes = {"state_dim": 5, "act_dim": 3, "hidden_size": 16, "n_layer": 1, "n_head": 2}
+    module, _ = build_meta(hf.DecisionTransformerConfig(**sizes), hf.DecisionTransformerModel)
+    with pytest.raises(ModelError, match="TransformerModel reads states, which surgeon cannot") as caught:
         real_inputs(module, 0)
     assert caught.value.code == "S211"
+
+
+def test_a_main_input_that_is_only_inherited_is_not_asked_for() -> None:
+    module, _ = build_meta(hf.LlamaConfig(**SMALL), hf.LlamaForCausalLM)
+    module.main_input_name = "molecules"
+    assert real_inputs(module, 0).keys() == {"input_ids", "attention_mask", "use_cache"}
 
 
 def test_a_sound_makes_a_few_steps_of_its_convolutions() -> None:

@@ -259,3 +259,51 @@ def test_the_source_does_not_train_along(tmp_path: Path) -> None:
             parameter.add_(1)
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+class Padded(nn.Module):
+    """torch's own encoder, which leaves padded places out while no gradients are recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 14, 0.0, batch_first=True)
+        self.inward, self.encoder = nn.Linear(5, 8), nn.TransformerEncoder(layer, 1)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        return self.encoder(self.inward(x), src_key_padding_mask=padding)
+
+
+def test_what_a_module_does_without_gradients_is_said(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Padded().double().eval()
+    given = (_drawn(2, 4, 5), torch.tensor([[False, False, False, True]] * 2))
+    file = _recipe(tmp_path)
+    file.write_text(file.read_text().replace("inward.weight", "encoder.layers.0.linear1.weight"))
+    result = surgeon.apply(file, module, example_inputs=given)
+    _same(result.model(*given), module(*given))
+    with torch.no_grad():
+        apart = (result.model(*given) - module(*given)).abs().amax((0, 2))
+    assert (apart[:3] < 1e-13).all() and apart[3] > 0.1
+    assert any("no gradients" in note for note in result.notes)
+
+
+class Parted(nn.Module):
+    """Not itself when it is traced, or not the same twice."""
+
+    def __init__(self, random: bool) -> None:
+        super().__init__()
+        self.inward, self.outward, self.random = nn.Linear(5, 8), nn.Linear(8, 3), random
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.inward(x))
+        if self.random:
+            h = nn.functional.dropout(h, 0.5)
+        return self.outward(h if torch.compiler.is_exporting() else 2 * h)
+
+
+@pytest.mark.parametrize(("random", "word"), [(True, "random"), (False, "path")])
+def test_a_graph_that_is_not_the_module_is_refused(random: bool, word: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        surgeon.apply(_recipe(tmp_path), Parted(random).double(), example_inputs=(_drawn(4, 5),))
+    assert caught.value.code == "S213"
+    assert word in str(caught.value)

@@ -296,6 +296,12 @@ def test_what_a_forward_pass_rewrites_is_no_result(tmp_path: Path) -> None:
     file = recipe(tmp_path, ['axis("inward.weight", 0) by 2'])
     planned = surgeon.plan(file, randomised(Rescaled()), example_inputs=(inputs((4, 5), False),))
     assert planned.transforms["outward.weight"].describe() == "share(1) symmetric"
+    module, x = randomised(Rescaled()), inputs((4, 5), False)
+    before = module.outward.weight.detach().clone()
+    grown = surgeon.apply(file, module, example_inputs=(x,)).model
+    assert torch.equal(module.outward.weight, before)
+    for _ in range(2):  # at the second call it is a quarter
+        torch.testing.assert_close(grown(x), module(x), rtol=0, atol=1e-14)
 
 
 class Picked(nn.Module):

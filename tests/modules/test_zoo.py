@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ZOO
+from zoo import ZOO as PLAIN
+from zoo_ops import ZOO as WITH_OPS
 
 import surgeon
 from surgeon.errors import PlanError
+
+ZOO = {**PLAIN, **WITH_OPS}
 
 
 def _drawn(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:

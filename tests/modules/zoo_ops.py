@@ -1,0 +1,198 @@
+"""More networks as people write them, each for ops that the others do not use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+from zoo import Exhibit
+
+
+class Cells(nn.Module):
+    """torch's own gated cells, run by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.GRUCell(5, 8), nn.LSTMCell(8, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[0], 8)
+        pair = (x.new_zeros(x.shape[0], 7),) * 2
+        for t in range(2):
+            h = self.first(x[:, t], h)
+            pair = self.second(h, pair)
+        return self.head(pair[0])
+
+
+class Attentive(nn.Module):
+    """Woo et al. 2018: channels by their mean and largest, places by those of the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.place = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 1, 3, padding=1)
+        self.squeeze, self.excite, self.head = nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        pooled = [F.adaptive_avg_pool2d(x, 1).flatten(1), F.adaptive_max_pool2d(x, 1).flatten(1)]
+        gate = torch.sigmoid(sum(self.excite(F.relu(self.squeeze(p))) for p in pooled))
+        x = x * gate[:, :, None, None]
+        seen = (x.mean(1, keepdim=True), x.max(1, keepdim=True)[0], x.min(dim=1, keepdim=True).values)
+        return self.head((x * torch.sigmoid(self.place(torch.cat(seen, 1)))).mean((2, 3)))
+
+
+class Bags(nn.Module):
+    """Joulin et al. 2016: a text is the mean of its words; the sum of its weighted ones; the largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.sum = nn.EmbeddingBag(11, 6, mode="mean"), nn.EmbeddingBag(11, 5, mode="sum")
+        self.most, self.head = nn.EmbeddingBag(11, 4, mode="max", padding_idx=0), nn.Linear(15, 3)
+
+    def forward(self, ids: Tensor, row: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+        weighed = self.sum(row, starts, per_sample_weights=weights)
+        return self.head(torch.cat((self.mean(ids), weighed, self.most(ids)), -1).tanh())
+
+
+class Fourier(nn.Module):
+    """Li et al. 2021 and Rao et al. 2021: products of frequencies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.mix = nn.Linear(3, 6), nn.Parameter(torch.zeros(6, 8, 3, 2))
+        self.filter, self.skip = nn.Parameter(torch.zeros(5, 8, 2)), nn.Conv1d(6, 8, 1)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inward(x).transpose(1, 2)
+        low = torch.einsum("bim,iom->bom", torch.fft.rfft(x)[..., :3], torch.view_as_complex(self.mix))
+        x = F.gelu(torch.fft.irfft(F.pad(low, (0, 2)), n=8) + self.skip(x)).transpose(1, 2)
+        filtered = torch.fft.rfft(x, dim=1, norm="ortho") * torch.view_as_complex(self.filter)
+        mixed = torch.fft.fft(torch.fft.ifft(x, dim=1).abs(), dim=1).real  # Lee-Thorp et al. 2021
+        return self.head(torch.fft.irfft(filtered, n=8, dim=1, norm="ortho") + mixed)
+
+
+class Planes(nn.Module):
+    """Statistics over channels and places, with a gain for each and without; root mean squares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.LayerNorm((6, 4, 4))
+        self.body, self.bare = nn.Conv2d(6, 8, 1), nn.LayerNorm((8, 4, 4), elementwise_affine=False)
+        self.mean, self.head = nn.RMSNorm((4, 8)), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bare(self.body(F.gelu(self.norm(self.stem(x)))))
+        return self.head(self.mean(x.amax(-1).mT))
+
+
+class Radial(nn.Module):
+    """Broomhead and Lowe 1988: how far from each of some centres."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.centres, self.widths = (
+            nn.Linear(5, 6),
+            nn.Parameter(torch.zeros(7, 6)),
+            nn.Parameter(torch.zeros(7)),
+        )
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        apart = torch.cdist(self.inward(x), self.centres)
+        return self.head(torch.exp(-((apart * self.widths.exp()) ** 2)))
+
+
+class Chosen(nn.Module):
+    """Shazeer et al. 2017: each expert reads the tokens that are sent to it, however many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.router, self.head = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 10), nn.GELU(), nn.Linear(10, 8)) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inward(x)
+        shape, x = x.shape, x.reshape(-1, x.shape[-1])
+        weights, chosen = self.router(x).softmax(-1).topk(2, -1)
+        out = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            token, place = torch.where(chosen == i)
+            out.index_add_(0, token, expert(x[token]) * weights[token, place, None])
+        return self.head((x + out).view(shape))
+
+
+class Edges(nn.Module):
+    """Messages along edges: weighed by a softmax over what arrives, the mean and the largest of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.score, self.message = nn.Linear(5, 8), nn.Linear(16, 1), nn.Linear(8, 6)
+        self.skip, self.head = nn.Linear(8, 6), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        x, (source, target) = self.inward(x), edges
+        score = F.leaky_relu(self.score(torch.cat((x[source], x[target]), -1)), 0.2)
+        most = score.new_full((7, 1), -1e9).scatter_reduce(0, target[:, None], score, "amax")
+        weight = torch.exp(score - most[target])
+        total = weight.new_zeros(7, 1).scatter_add(0, target[:, None], weight)
+        sent = self.message(x)[source]
+        along = target[:, None].expand(-1, sent.shape[1])
+        mean = torch.zeros_like(sent[:7]).scatter_reduce(0, along, sent, "mean", include_self=False)
+        summed = self.skip(x).index_add(0, target, sent * weight / total[target])
+        return self.head(torch.cat((mean, summed), -1).relu())
+
+
+class Bounded(nn.Module):
+    """Miyato et al. 2018: a weight by its largest singular value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = spectral_norm(nn.Conv2d(3, 8, 3)), spectral_norm(nn.Linear(8, 6))
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.leaky_relu(self.second(F.relu(self.first(x)).mean((2, 3))), 0.1))
+
+
+EDGES = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0, 2], [1, 2, 3, 4, 5, 6, 0, 3, 3]])
+
+ZOO: Mapping[str, Exhibit] = {
+    "cells": Exhibit(
+        Cells, lambda: (torch.randn(2, 2, 5),), (("first.weight_hh", 1), ("second.weight_hh", 1))
+    ),
+    "attentive": Exhibit(
+        Attentive, lambda: (torch.randn(2, 3, 6, 6),), (("stem.weight", 0), ("squeeze.weight", 0))
+    ),
+    "bags": Exhibit(
+        Bags,
+        lambda: (
+            torch.randint(11, (2, 4)),
+            torch.tensor([1, 4, 2, 8, 5, 7]),
+            torch.tensor([0, 2]),
+            torch.rand(6),
+        ),
+        (("mean.weight", 1), ("sum.weight", 1), ("most.weight", 1)),
+        {("mean.weight", 0): "S307"},
+    ),
+    "fourier": Exhibit(
+        Fourier, lambda: (torch.randn(2, 8, 3),), (("inward.weight", 0), ("mix", 1)), {("mix", 2): "S306"}
+    ),
+    "planes": Exhibit(Planes, lambda: (torch.randn(2, 3, 4, 4),), (("stem.weight", 0), ("body.weight", 0))),
+    "radial": Exhibit(Radial, lambda: (torch.randn(4, 5),), (("centres", 0), ("centres", 1))),
+    "chosen": Exhibit(
+        Chosen,
+        lambda: (torch.randn(2, 4, 6),),
+        (("inward.weight", 0), ("experts.1.0.weight", 0)),
+        {("router.weight", 0): "S303"},
+    ),
+    "edges": Exhibit(
+        Edges, lambda: (torch.randn(7, 5), EDGES), (("inward.weight", 0), ("message.weight", 0))
+    ),
+    "bounded": Exhibit(Bounded, lambda: (torch.randn(2, 3, 5, 5),), (("first.bias", 0), ("second.bias", 0))),
+}
