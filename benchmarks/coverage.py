@@ -100,7 +100,7 @@ def make(model_type: str, name: str, folder: Path, tied: bool | None = None) -> 
                 continue
             values = torch.randn(parameter.shape, generator=generator)
             norm = parameter.ndim == 1 and at.endswith("weight")
-            scale = 0.2 if norm or parameter.ndim < 2 else parameter[0].numel() ** -0.5
+            scale = 0.2 if norm or parameter.ndim < 2 else max(1, parameter[0].numel()) ** -0.5
             parameter.copy_(scale * values + (1.0 if norm else 0.0))
         for at, buffer in model.named_buffers():
             if at.endswith("running_var"):

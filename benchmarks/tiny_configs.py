@@ -118,7 +118,6 @@ TURNED: dict[str, Any] = {  # by three positions: each turns a part of half a he
     "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 }
 SPLIT: dict[str, Any] = {"rope_parameters": TURNED["text_config.rope_parameters"]}
-NEMOTRON = ("diarization", "diarization_audio", "5_transcribe_audio", "5_transcribe_asr_audio")
 FUSED: dict[str, Any] = {"neck_hidden_sizes": [16, 24, 32, 40]}  # four stages of a backbone, each its width
 SWIN: dict[str, Any] = {"num_layers": 2, "image_size": 32, "patch_size": 4, "window_size": 4}
 
@@ -459,19 +458,22 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "split_ngram_parts": 2,
         "make_ngram_vocab_size_divisible_by": 2,
     },
-    **dict.fromkeys(
-        ("glm4v_text", "glm_image_text", "glm_ocr_text", "qwen2_vl_text", "qwen2_5_vl_text"), SPLIT
-    ),
-    "glm4v_moe_text": {"rope_parameters": {**SPLIT["rope_parameters"], "mrope_section": [1, 1, 2]}}
-    | {"rope_parameters.partial_rotary_factor": 0.5},
-    "hunyuan_vl_text": {"head_dim": 16},
+    **dict.fromkeys((f"{name}_text" for name in ("glm4v", "glm_image", "glm_ocr")), SPLIT),
+    **dict.fromkeys((f"{name}_text" for name in ("qwen2_vl", "qwen2_5_vl")), SPLIT),
+    "glm4v_moe_text": {
+        "rope_parameters": {**SPLIT["rope_parameters"], "mrope_section": [1, 1, 2]}
+        | {"partial_rotary_factor": 0.5}
+    },
+    "hunyuan_vl_text": {"head_dim": 16, **SPLIT},
     "mistral_large4_text": {"kv_source_layers": [0, 1]},
     "glm5_next_text": {"qk_rope_head_dim": 0},
-    **{key: {"flow_head_config.condition_dim": 64} for key in ("gradium_phonon_tts", "pocket_tts")},
+    **{name: {"flow_head_config.condition_dim": 64} for name in ("gradium_phonon_tts", "pocket_tts")},
     "granite_speech5_encoder": {"context_size": 16},
-    **{key: {"num_key_value_heads": 4} for key in (f"nemotron3_{name}" for name in NEMOTRON)},
+    "encodec": {"codebook_dim": 64},
+    "nemotron3_diarization_audio": {"num_key_value_heads": 4},
     "bros": {"dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 16},
     "lilt": {"hidden_size": 96},
+    "swin2sr": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 24, **SWIN},
     "layoutlmv3": {"coordinate_size": 10, "shape_size": 12, "input_size": 32},
     "maskformer-swin": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48}
     | SWIN
@@ -481,10 +483,8 @@ TWEAKS: dict[str, dict[str, Any]] = {
     | {"mask_feature_size": 64, "encoder_feedforward_dim": 88, "dim_feedforward": 88},
     "oneformer": {"backbone_config": {**RESNET, "out_features": STAGES}, "conv_dim": 64, "mask_dim": 64}
     | {"encoder_feedforward_dim": 88, "dim_feedforward": 88},
-    **{
-        key: {"backbone_config": RESNET, "disable_custom_kernels": True}
-        for key in ("grounding-dino", "mm-grounding-dino")
-    },
+    "grounding-dino": {"backbone_config": RESNET, "disable_custom_kernels": True},
+    "mm-grounding-dino": {"backbone_config": RESNET, "disable_custom_kernels": True},
     "clap": {
         "audio_config.spec_size": 64,
         "audio_config.window_size": 4,

@@ -110,6 +110,8 @@ numbers, or whose path through the code depends on more than its inputs, cannot 
     "S214": """A module takes or returns a type that torch.export.save has no name for, or a text, so that no
 one could read the folder back. torch.export.register_dataclass takes a serialized_type_name; for a named
 tuple, torch.utils._pytree._register_namedtuple does. Who loads the folder imports what registers it.""",
+    "S215": """The graph that was traced fails when it is run on the inputs that it was traced with.
+A trace has no data: an axis whose length the data decides may turn out empty.""",
     "S220": """The class refuses the config.
 The message is the class's own. Sizes often must divide each other: grow them together.""",
     "S221": """The checkpoint stores tensors in another layout than the class holds them in.

@@ -1,8 +1,9 @@
 """Branches on the values of inputs, while a model is traced without data.
 
 ``if mask.any():`` asks a tensor for a number that a dataless trace does not have. Where the tensor is
-computed from inputs and numbers alone, no weight among them, it is computed beside the trace on the
-inputs that the proof will run on; the trace takes that path, and an assertion in the graph says so.
+computed from inputs and numbers alone, no weight among them (a whole number in a buffer is none), it is
+computed beside the trace on the inputs that the proof will run on; the trace takes that path, and an
+assertion in the graph says so.
 
 ``for expert in chosen.nonzero():`` asks weights which path to take. It is traced for all there is to choose:
 the positions of what is true become all positions, and what is added up at them is zero where it is not.
@@ -20,7 +21,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
@@ -53,6 +54,7 @@ SIZED = {  # how many arguments come before the sizes
     torch.zeros: 0,
     torch.ones: 0,
     interpolate: 1,
+    pad: 1,
 }
 RUNS = {torch.unique_consecutive, Tensor.unique_consecutive}
 POSITIONS = {torch.nonzero, Tensor.nonzero, torch.where}
@@ -73,12 +75,15 @@ class Branches(TorchFunctionMode):
         self._true: dict[int, tuple[Tensor, Tensor]] = {}  # positions: themselves, and what is true of them
 
     @contextlib.contextmanager
-    def watching(self, module: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
-        """Know the inputs of `module` by these values, by name."""
+    def watching(
+        self, module: nn.Module, values: Mapping[str, Any], buffers: Mapping[str, Tensor]
+    ) -> Iterator[None]:
+        """Know the inputs of `module` by these values, by name, and some of its buffers."""
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
             self.know(given, values)
+            self.know(dict(module.named_buffers()), buffers)
 
         hook = module.register_forward_pre_hook(enter, with_kwargs=True)
         try:
@@ -295,8 +300,7 @@ def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         return True
     if func in REPEATED:
         return len(_tensors_in(args, kwargs)) > 1
-    plain = len(args) == 1 and not any(value not in (None, False) for value in kwargs.values())
-    return func in RUNS and plain
+    return func in RUNS and len(args) == 1 and not any(v not in (None, False) for v in kwargs.values())
 
 
 def _picked_by_mask(func: Any, args: tuple[Any, ...]) -> bool:

@@ -134,10 +134,12 @@ def capture(
     known: Container[str] = frozenset(),
     values: Mapping[str, Any] | None = None,
     checks: bool = True,
+    buffers: Mapping[str, Tensor] | None = None,
 ) -> Captured:
     """Capture `module` (in eval mode, on any device; meta is enough). `known` are the ops, by name with
     or without overload, that have a rule and need not be taken apart. Where the module branches on the
-    values of its inputs, it is traced as `values` of them lead (see :mod:`surgeon.graph.branches`).
+    values of its inputs, it is traced as `values` of them lead (see :mod:`surgeon.graph.branches`), and
+    where on those of `buffers`, by name, as they lead.
     Without `checks` the graph leaves out what the module makes sure of as it runs, by the values of tensors.
 
     Raises ModelError S210 with the place in the model where it cannot be captured.
@@ -149,7 +151,7 @@ def capture(
             silent, checked = _silently(), contextlib.nullcontext() if checks else _unchecked()
             # Lazy: the code of graphs that none runs is not made.
             with within(module, Reading()), _use_lazy_graph_module(True), silent, checked, _unvalidated():
-                program = _export(module, tuple(args), kwargs, dynamic_shapes, values)
+                program = _export(module, tuple(args), kwargs, dynamic_shapes, values, buffers or {})
                 _name_dtypes(program.graph)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
                     program = _taken_apart(program, known)
@@ -353,6 +355,7 @@ def _export(
     kwargs: dict[str, Any],
     dynamic_shapes: Any,
     values: Mapping[str, Any] | None,
+    buffers: Mapping[str, Tensor],
 ) -> Any:
     try:
         program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
@@ -363,7 +366,7 @@ def _export(
         return program
     except Exception:  # a branch on values shows as whatever error it meets first
         if values is not None:
-            return _export_led(module, args, kwargs, values)
+            return _export_led(module, args, kwargs, values, buffers)
         if dynamic_shapes is None:
             raise
         # Some models fix a length while they are traced; the class, not the graph, is then general.
@@ -378,14 +381,18 @@ def _is_sized(node: fx.Node) -> bool:
 
 
 def _export_led(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Any]
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    values: Mapping[str, Any],
+    buffers: Mapping[str, Tensor],
 ) -> Any:
-    """The trace that the inputs' values lead, and through all there is to choose."""
+    """The trace that the values of inputs and buffers lead, and through all there is to choose."""
     try:
-        with Branches().watching(module, values):
+        with Branches().watching(module, values, buffers):
             return torch.export.export(module, args, kwargs, strict=False)
     except IndexError:  # one row more than experts, say, for tokens that have none
-        with Branches(spare=1).watching(module, values):
+        with Branches(spare=1).watching(module, values, buffers):
             return torch.export.export(module, args, kwargs, strict=False)
 
 

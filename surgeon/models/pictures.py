@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from surgeon.graph.branches import Branches
 from surgeon.models.native import build_meta
@@ -76,12 +77,11 @@ def table_of(
 
 def runs_on(module: nn.Module, inputs: Mapping[str, Any]) -> bool:
     """Whether the class runs on inputs of these shapes, without data."""
-    empty = _on_meta(module)
-    given = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in inputs.items()}
-    asked = Branches()
+    empty, fake, asked = _on_meta(module), FakeTensorMode(allow_non_fake_inputs=True), Branches()
+    given = {k: fake.from_tensor(v.to("meta")) if isinstance(v, Tensor) else v for k, v in inputs.items()}
     asked.know(given, inputs)
     try:
-        with torch.no_grad(), asked:
+        with torch.no_grad(), fake, asked:  # fake: what a class wants on CPU it gets there
             empty(**given)
     except Exception:  # of whatever kind: a class has its own way to refuse
         return False

@@ -86,7 +86,7 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
         if source.folder is not None and holds_weights(source.folder):
             apart = apart_in(module, open_checkpoint(source.folder))
             untie(module, apart)
-        captured, supply, unseen = _first_captured(module, known, source.inputs)
+        captured, supply, unseen = _first_captured(module, known, source.inputs, buffers)
     else:
         module = source.module
         buffers = {name: b.detach() for name, b in module.named_buffers()}
@@ -99,29 +99,39 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
 
 
 def _first_captured(
-    module: nn.Module, known: frozenset[str], given: Mapping[str, Tensor] | None = None
+    module: nn.Module,
+    known: frozenset[str],
+    given: Mapping[str, Tensor] | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
 ) -> tuple[Captured, Supply, str]:
     """The graph of a transformers class, what it was traced on, and why pictures among its words are left
     out, if they are."""
     supply, words = Supply(given), Supply(given, pictures=False)
     try:
-        captured = _captured(module, module, known, supply)
+        captured = _captured(module, module, known, supply, buffers)
         return captured, supply, blind_to(module) if given is None else ""
     except ModelError as error:
         if given is None and pictured(module):
             with contextlib.suppress(ModelError):  # the first says more
-                return _captured(module, module, known, words), words, error.diagnostics[0].message
+                return _captured(module, module, known, words, buffers), words, error.diagnostics[0].message
         first, *others = error.diagnostics
         if given is not None or error.code != "S210":
             raise
         raise ModelError(replace(first, notes=(*first.notes, OWN_INPUTS)), *others) from error
 
 
-def _captured(module: nn.Module, source: nn.Module, known: frozenset[str], supply: Supply) -> Captured:
+def _captured(
+    module: nn.Module,
+    source: nn.Module,
+    known: frozenset[str],
+    supply: Supply,
+    buffers: Mapping[str, Tensor] | None = None,
+) -> Captured:
     """The graph of a transformers class, on the inputs of the source. The class itself goes on to check its
     inputs; its checks speak of sizes that grow."""
     values, inputs = supply.batch(source), supply.example(source)
-    return capture(module, (), inputs, known=known, values=values, checks=False)
+    numbers = {k: b for k, b in (buffers or {}).items() if b.ndim == 0 and not b.is_floating_point()}
+    return capture(module, (), inputs, known=known, values=values, checks=False, buffers=numbers)
 
 
 def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = quiet) -> Surgery:
@@ -154,7 +164,7 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     config = build_config(source.config, changes)
     grown_module, grown_buffers = build_meta(config, source.model_class, changes, apart=subject.apart)
     try:
-        grown = _captured(grown_module, subject.module, subject.known, subject.supply)
+        grown = _captured(grown_module, subject.module, subject.known, subject.supply, grown_buffers)
     except ModelError as error:
         raise refusal(config, changes, error.__cause__ or error, error.diagnostics[0].notes) from error
     stage("planning")

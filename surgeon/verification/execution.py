@@ -19,6 +19,7 @@ from surgeon.errors import ModelError, fail
 from surgeon.graph.capture import runnable
 from surgeon.graph.places import ASSERTION, op_name
 from surgeon.graph.positions import dense
+from surgeon.models.native import reason
 from surgeon.running.parallel import side_by_side
 
 Rows = Callable[[Index | None], Tensor]
@@ -97,7 +98,17 @@ class Executor:
             return source.expand(into.shape).to(into.dtype, copy=True)
         target = runnable(node.target)
         assert callable(target)
-        made = target(*(self._promote(a) for a in given), **named)
+        try:
+            made = target(*(self._promote(a) for a in given), **named)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise
+            raise fail(
+                ModelError,
+                "S215",
+                f"the traced pass cannot be run on the inputs it was traced with: {name}: {reason(error)}",
+                help="give inputs of your own: --inputs FILE, a safetensors file with tensors by name",
+            ) from error
         if isinstance(made, (list, tuple)):
             return type(made)(promoted(m) if isinstance(m, Tensor) else m for m in made)
         return promoted(made) if isinstance(made, Tensor) else made  # some make float32 unless told

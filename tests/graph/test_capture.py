@@ -296,3 +296,56 @@ def test_checks_of_values_are_left_out_where_asked() -> None:
     for checks in (True, False):
         ops = [op_name(node) for node in capture(Careful(), inputs, checks=checks).nodes]
         assert ("aten.sum.default" in ops) is checks
+
+
+class Striding(nn.Module):
+    """Pads by a whole number that a buffer holds, and asks it; counts steps between positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("stride", torch.tensor(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] <= self.stride:
+            return x
+        places = torch.arange(5, device=x.device)
+        steps = torch.diff(places, prepend=places[:1] - 1, dim=-1)
+        return nn.functional.pad(x, (self.stride, self.stride - 2))[:, :5] * steps
+
+
+def test_whole_numbers_in_buffers_lead_a_trace_and_are_asserted() -> None:
+    x, module = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), Striding()
+    numbers = dict(module.named_buffers())
+    meta = Striding().to("meta")
+    captured = capture(meta, (), {"x": x.to("meta")}, values={"x": x}, buffers=numbers)
+    (name,) = captured.buffers
+
+    def outcome(stride: int) -> Tensor:
+        runner = Executor(torch.device("cpu"), {captured.inputs[0]: x.double(), name: torch.tensor(stride)})
+        for node in captured.nodes:
+            if node.op == "call_function":
+                runner.values[node.name] = runner.run(node, node.args, node.kwargs)
+        (result,) = captured.results
+        return runner.values[result.name]
+
+    torch.testing.assert_close(outcome(3), module(x).double())
+    with pytest.raises(ModelError) as caught:
+        outcome(2)
+    assert caught.value.code == "S212"
+    with pytest.raises(ModelError, match="cannot be captured"):
+        capture(meta, (), {"x": x.to("meta")}, values={"x": x})
+
+
+def test_a_graph_that_fails_on_its_inputs_says_where() -> None:
+    class Chosen(nn.Module):
+        def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+            return torch.index_select(x, 0, rows)
+
+    x, rows = torch.randn(3, 2), torch.tensor([0, 2])
+    captured = capture(Chosen(), (x, rows))
+    given = zip(captured.inputs, (x[:0].double(), rows), strict=True)
+    runner = Executor(torch.device("cpu"), dict(given))
+    (node,) = (n for n in captured.nodes if n.op == "call_function")
+    with pytest.raises(ModelError, match="index_select") as caught:
+        runner.run(node, node.args, node.kwargs)
+    assert caught.value.code == "S215"

@@ -173,3 +173,80 @@ def test_a_class_that_does_not_say_where_pictures_stand_is_told_of() -> None:
     assert _first_captured(module, KNOWN)[2] == said
     plain, _ = build_meta(*tiny("LlamaForCausalLM")[::-1])
     assert blind_to(plain) == ""
+
+
+TABLES = {  # by the class: what it calls the table, and the axis that holds a patch or a square of them
+    "Glm4vVisionModel": ("hidden_states", 2),
+    "Kimi_K25VisionModel": ("pixel_values", 4),  # patches are small pictures
+    "Inkling2VisionModel": ("pixel_values", 4),  # squares of patches are, their channels last
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_class_that_reads_a_table_of_patches_beside_a_grid(name: str) -> None:
+    """Each picture tells on its own rows alone, as the grid says they lie."""
+    model_class, config = tiny(name)
+    model = model_class(config)
+    inputs = real_inputs(model, 0)
+    table, axes = TABLES[name]
+    assert inputs[table].ndim == axes and "input_ids" not in inputs
+    seen = run(model, inputs).pooler_output
+    seen = torch.stack(seen) if isinstance(seen, (list, tuple)) else seen
+    other = inputs[table].clone()
+    other[: len(other) // BATCH] += 1
+    moved = run(model, {**inputs, table: other}).pooler_output
+    moved = torch.stack(moved) if isinstance(moved, (list, tuple)) else moved
+    far = (moved - seen).abs().reshape(BATCH, -1).amax(1)
+    assert far[0] > 1e-4 and far[1:].max() < 1e-6
+
+
+def test_boxes_of_words_are_whole_and_turned_the_right_way() -> None:
+    model_class, config = tiny("LiltModel")
+    model = model_class(config)
+    inputs = real_inputs(model, 0)
+    left, top, right, bottom = inputs["bbox"].unbind(-1)
+    assert inputs["bbox"].shape == (BATCH, SEQUENCE, 4) and inputs["bbox"].dtype == torch.long
+    assert (left <= right).all() and (top <= bottom).all() and left.min() >= 0 and right.max() <= 1000
+    seen = run(model, inputs).last_hidden_state
+    moved = run(model, {**inputs, "bbox": inputs["bbox"] // 2}).last_hidden_state
+    assert (moved - seen).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("GlmAsrEncoder", (16, 48)),  # frequencies first
+        ("Gemma4AudioModel", (48, 128)),  # its config states no frequencies
+        ("AudioFlamingo3Encoder", (16, 128)),  # it asks which steps hold any, though its signature does not
+        ("ClapModel", (1, 48, 16)),
+    ],
+)
+def test_spectrograms_are_laid_as_the_class_runs_on_them(name: str, shape: tuple[int, ...]) -> None:
+    model_class, config = tiny(name)
+    model = model_class(config)
+    inputs = real_inputs(model, 0)
+    assert inputs["input_features"].shape == (BATCH, *shape)
+    run(model, inputs)
+    assert ("input_features_mask" in inputs) == name.startswith("AudioFlamingo")
+
+
+def test_the_main_input_is_one_that_the_class_takes() -> None:
+    """Its name may be inherited from classes that read words."""
+    model_class, config = tiny("Idefics3VisionTransformer")
+    assert model_class.main_input_name == "input_ids"
+    assert real_inputs(build_meta(config, model_class)[0], 0).keys() == {"pixel_values"}
+    model_class, config = tiny("CanineModel")  # characters, and no vocabulary
+    assert run(model_class(config), real_inputs(build_meta(config, model_class)[0], 0)) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("Blip2QFormerModel", "S211", "reads query_embeds"),
+        ("BarkModel", "S210", "has no forward pass"),
+    ],
+)
+def test_what_cannot_be_made_up_is_named(name: str, code: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        real_inputs(build_meta(*tiny(name)[::-1])[0], 0)
+    assert caught.value.code == code
