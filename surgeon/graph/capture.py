@@ -362,7 +362,7 @@ def _export(
         if values is None or all(_is_sized(node) for node in program.graph.nodes):
             return program
         with contextlib.suppress(Exception):  # how many rows there are, the inputs may say
-            return _export_led(module, args, kwargs, values)
+            return _export_led(module, args, kwargs, values, buffers)
         return program
     except Exception:  # a branch on values shows as whatever error it meets first
         if values is not None:
