@@ -162,11 +162,27 @@ def plan_growth(
         (
             *notes,
             *_scaled(anatomy, equations),
+            *(_wider(anatomy, maps) if native is None else ()),
             *_unproved(anatomy, transforms),
             *_warnings(maps, transforms, recipe),
         ),
         partial,
     )
+
+
+def _wider(anatomy: Anatomy, maps: Maps) -> list[str]:
+    """What is to be said of outputs of a plain module that grow themselves."""
+    notes = []
+    for path, node in anatomy.captured.outputs:
+        (value, *_) = anatomy.values[node.name]
+        for i, axis in enumerate(value.axes if value is not None else ()):
+            if maps.grows(axis):
+                size, wide = anatomy.store.size(axis), maps.target_size(axis)
+                what = path or "the output"
+                notes.append(
+                    f"{what} grows itself: axis {i} is {size} → {wide}, each value several times over"
+                )
+    return notes
 
 
 def _refuse_conflicts(
