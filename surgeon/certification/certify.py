@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from surgeon.axes.maps import Index, Maps, clone_map
 from surgeon.certification.samples import REFUSALS, Sample, samples
 from surgeon.errors import ModelError, PlanError
-from surgeon.graph.capture import Captured, capture
+from surgeon.graph.capture import capture
+from surgeon.graph.captured import Captured
 from surgeon.graph.inference import infer
 from surgeon.graph.places import op_name
 from surgeon.language import builtin_rules

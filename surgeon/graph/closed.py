@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
-from surgeon.graph.capture import Captured, runnable
+from surgeon.graph.captured import Captured, runnable
 from surgeon.graph.places import op_name
 
 MAX_ELEMENTS = 1 << 24  # of a value that is computed before anything is planned

@@ -29,7 +29,7 @@ from surgeon.graph.calls import (
     rule_for,
     rules_by_name,
 )
-from surgeon.graph.capture import Captured
+from surgeon.graph.captured import Captured
 from surgeon.graph.closed import frontier
 from surgeon.graph.kinds import KINDS, permutation, squeezed
 from surgeon.graph.places import place_of

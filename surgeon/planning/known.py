@@ -18,7 +18,7 @@ from torch import Tensor
 from surgeon.axes.maps import NEW, Index, Maps, filled_map
 from surgeon.errors import PlanError, fail
 from surgeon.graph.calls import Axes
-from surgeon.graph.capture import Captured
+from surgeon.graph.captured import Captured
 from surgeon.graph.closed import computes, evaluate
 from surgeon.graph.inference import Anatomy
 

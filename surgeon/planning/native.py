@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from surgeon.axes.maps import Index, Maps, clone_map
 from surgeon.axes.store import Axis
 from surgeon.errors import PlanError, fail
-from surgeon.graph.capture import Captured
+from surgeon.graph.captured import Captured
 from surgeon.graph.closed import closed_nodes, computes, frontier
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.places import place_of

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from surgeon.errors import PlanError, fail
-from surgeon.graph.capture import Captured
+from surgeon.graph.captured import Captured
 from surgeon.planning.equations import Equations
 
 LOGITS = "logits"

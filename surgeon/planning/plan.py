@@ -12,7 +12,7 @@ from torch import fx
 
 from surgeon.axes.maps import NEW, Index, Maps
 from surgeon.errors import Diagnostic, PlanError
-from surgeon.graph.capture import Captured
+from surgeon.graph.captured import Captured
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.places import starred
 from surgeon.language.syntax import Recipe

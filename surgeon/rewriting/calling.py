@@ -13,7 +13,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils._pytree import TreeSpec, tree_unflatten, treespec_dumps
 
 from surgeon.errors import ModelError, fail
-from surgeon.graph.capture import Captured
+from surgeon.graph.captured import Captured
 
 RETURNED = "the grown module is returned all the same"
 Sizes = tuple[int | None, ...]

@@ -10,7 +10,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.graph.capture import dynamic_batch, runnable
+from surgeon.graph.capture import dynamic_batch
+from surgeon.graph.captured import runnable
 from surgeon.planning.literals import grown_args
 from surgeon.planning.plan import Plan
 from surgeon.rewriting.calling import Calling

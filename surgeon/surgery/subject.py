@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import holds_weights, open_checkpoint
 from surgeon.errors import ModelError, PlanError, SurgeonError, fail
-from surgeon.graph.capture import Captured, capture, dynamic_batch
+from surgeon.graph.capture import capture, dynamic_batch
+from surgeon.graph.captured import Captured
 from surgeon.graph.closed import closed_nodes
 from surgeon.graph.inference import Anatomy, infer
 from surgeon.language import builtin_families, builtin_rules

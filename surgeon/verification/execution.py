@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from surgeon.axes.maps import Index
 from surgeon.checkpoints.tensors import row_blocks
 from surgeon.errors import ModelError, fail
-from surgeon.graph.capture import runnable
+from surgeon.graph.captured import runnable
 from surgeon.graph.places import ASSERTION, op_name
 from surgeon.graph.positions import dense
 from surgeon.models.native import reason

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from surgeon.errors import ModelError
-from surgeon.graph.capture import PARTS, capture
+from surgeon.graph.capture import capture
 from surgeon.graph.inference import infer
+from surgeon.graph.parts import PARTS
 from surgeon.graph.places import op_name
 from surgeon.language import builtin_rules
 from surgeon.verification.execution import Executor

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgeon.axes.maps import NEW, clone_map
-from surgeon.graph.capture import Captured, capture
+from surgeon.graph.capture import capture
+from surgeon.graph.captured import Captured
 from surgeon.graph.closed import closed_nodes, evaluate, frontier
 from surgeon.planning.known import match_values
 

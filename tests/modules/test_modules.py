@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import surgeon
 from surgeon.errors import NotPreserved, PlanError
-from surgeon.graph.capture import describe
+from surgeon.graph.captured import describe
 
 OPS = torch.library.Library("mylib", "DEF")
 OPS.define("foo(Tensor x) -> Tensor")

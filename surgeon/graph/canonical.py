@@ -1,0 +1,108 @@
+"""One way to say one thing: ops of a fresh trace, put into the form that rules speak of."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+
+def canonical(graph: fx.Graph) -> None:
+    """Put a graph whose ops are those of rules into the one form that they speak of."""
+    _drop_copies(graph)
+    _name_pieces(graph)
+    _name_solids(graph)
+    graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
+    _leave_positions(graph)
+    _norm_one_axis(graph)
+
+
+def _drop_copies(graph: fx.Graph) -> None:
+    """Whether a view needs a copy depends on sizes; what it means does not. Only what is read by its
+    strides keeps the copy that laid it so."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if any(user.target is aten.as_strided.default for user in node.users):
+            continue
+        if node.target in (aten.clone.default, aten.contiguous.default):
+            (source, *_) = node.args
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+        elif node.target is aten._unsafe_view.default:
+            node.target = aten.view.default
+
+
+def _name_solids(graph: fx.Graph) -> None:
+    """What is read between the points of a solid is an op of its own."""
+    aten = torch.ops.aten
+    for node in graph.nodes:
+        if node.target is aten.grid_sampler.default and node.meta["val"].ndim == 5:
+            node.target = aten.grid_sampler_3d.default
+
+
+def _name_pieces(graph: fx.Graph) -> None:
+    """A split into equal pieces is one into pieces of these sizes, which may grow apart."""
+    aten = torch.ops.aten
+    for node in graph.nodes:
+        if node.target in (aten.split.Tensor, aten.chunk.default, aten.unsafe_split.Tensor):
+            source, _, *given = node.args
+            dim = given[0] if given else node.kwargs.get("dim", 0)
+            sizes = [piece.shape[dim] for piece in node.meta["val"]]
+            if all(isinstance(size, int) for size in sizes):
+                node.target, node.args = aten.split_with_sizes.default, (source, sizes, dim)
+                node.kwargs = {}
+
+
+def _leave_positions(graph: fx.Graph) -> None:
+    """An extreme of which nobody reads where it stands is a value alone."""
+    aten = torch.ops.aten
+    values = {aten.max.dim: aten.amax.default, aten.min.dim: aten.amin.default}
+    for node in list(graph.nodes):
+        if node.target not in values or any(user.args[1] != 0 for user in node.users):
+            continue
+        x, dim, *keepdim = node.args
+        with graph.inserting_before(node):
+            made = graph.call_function(values[node.target], (x, [dim], *keepdim), node.kwargs)
+        made.meta = {**node.meta, "val": node.meta["val"][0]}
+        for user in list(node.users):
+            user.replace_all_uses_with(made)
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def _norm_one_axis(graph: fx.Graph) -> None:
+    """Statistics over several axes are statistics over one, which they are laid into and taken out of."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target not in (aten.layer_norm.default, aten.rms_norm.default) or len(node.args[1]) == 1:
+            continue
+        x, shape, *others = node.args
+        count = len(shape)
+
+        def laid(made: fx.Node, target: Any, *args: Any, like: fx.Node = node) -> fx.Node:
+            new = graph.call_function(target, (made, *args))
+            new.meta = {**like.meta, "val": target(made.meta["val"], *args)}
+            return new
+
+        with graph.inserting_before(node):
+            flat = [
+                laid(a, aten.flatten.using_ints, -count, -1) if isinstance(a, fx.Node) else a
+                for a in (x, *others)
+            ]
+            node.args = (flat[0], [math.prod(shape)], *flat[1:])
+        whole, node.meta = node.meta, {**node.meta, "val": flat[0].meta["val"]}
+        with graph.inserting_after(node):
+            back = laid(node, aten.unflatten.int, -1, list(shape))
+        back.meta = {**whole, "val": whole["val"]}
+        node.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
+
+
+def name_dtypes(graph: fx.Graph) -> None:
+    """A cast to the type of another tensor reads nothing of that tensor but its type."""
+    aten = torch.ops.aten
+    for node in graph.nodes:
+        if node.target is aten.type_as.default:
+            source, _ = node.args
+            node.target, node.args = aten.to.dtype, (source, node.meta["val"].dtype)
