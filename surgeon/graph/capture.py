@@ -150,12 +150,13 @@ def _spoken_of(op: torch._ops.OpOverload, known: Container[str]) -> bool:
     return name in known or name.rpartition(".")[0] in known
 
 
-def dynamic_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The first axis of every tensor input symbolic, however deep it lies, where they agree on its size."""
+def dynamic_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: Any = None) -> Any:
+    """The first axis of every tensor input symbolic, however deep it lies, where they agree on its size.
+    `batch` is what it may be: any size, if not given."""
     tensors = [a for a in tree_leaves((args, dict(kwargs))) if isinstance(a, Tensor) and a.ndim]
     if len({t.shape[0] for t in tensors}) != 1 or tensors[0].shape[0] < 2:
         return None
-    batch = torch.export.Dim("batch", min=2, max=4096)
+    batch = batch or torch.export.Dim("batch", min=2)
     shapes = torch.export.ShapesCollection()
     for tensor in tensors:
         shapes[tensor] = {0: batch}
@@ -182,8 +183,9 @@ def _export(
             return _export_led(module, args, kwargs, values, buffers)
         if dynamic_shapes is None:
             raise
-        # Some models fix a length while they are traced; the class, not the graph, is then general.
-        return torch.export.export(module, args, kwargs, strict=False)
+        # Some models fix a length while they are traced, or bounds of it: what remains free is free.
+        free = dynamic_batch(args, kwargs, torch.export.Dim.AUTO)
+        return torch.export.export(module, args, kwargs, dynamic_shapes=free, strict=False)
 
 
 def _is_sized(node: fx.Node) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils._pytree import TreeSpec, tree_unflatten, treespec_dumps
@@ -16,12 +17,13 @@ from surgeon.errors import ModelError, fail
 from surgeon.graph.captured import Captured
 
 RETURNED = "the grown module is returned all the same"
-Sizes = tuple[int | None, ...]
+ANY = range(1 << 40)
+Sizes = tuple[range, ...]
 
 
 @dataclass(frozen=True)
 class Input:
-    """One leaf of what a module takes: a tensor of sizes (None: any), or a value of the trace."""
+    """One leaf of what a module takes: a tensor of some sizes, or a value of the trace."""
 
     name: str
     sizes: Sizes | None
@@ -38,10 +40,10 @@ class Input:
         if not isinstance(given, Tensor):
             raise ValueError(f"{self.name}: a tensor is expected, as the graph was traced with one")
         fits = len(self.sizes) == given.ndim and all(
-            size in (None, has) for size, has in zip(self.sizes, given.shape, strict=True)
+            not isinstance(has, int) or has in size for size, has in zip(self.sizes, given.shape, strict=True)
         )
         if not fits:
-            traced = ", ".join("any" if size is None else str(size) for size in self.sizes)
+            traced = ", ".join(_worded(size) for size in self.sizes)
             raise ValueError(
                 f"{self.name}: sizes {list(given.shape)}, where the graph was traced with [{traced}]"
             )
@@ -58,9 +60,14 @@ class Calling:
     rewrites: tuple[str | None, ...]  # what each result is put in place of; None: it is returned
 
     @property
-    def symbolic(self) -> bool:
-        """Whether an input may have another size than it was traced with."""
-        return any(None in (known.sizes or ()) for known in self.inputs)
+    def batch(self) -> torch.export.Dim | None:
+        """The first axis of the inputs as far as the trace left it open; None where it is fixed in one."""
+        first = [known.sizes[0] for known in self.inputs if known.sizes]
+        free = [size for size in first if len(size) > 1]
+        if not free or len(free) < len(first):
+            return None
+        low, stop = max(2, *(size.start for size in free)), min(size.stop for size in free)
+        return torch.export.Dim("batch", min=low, max=stop - 1 if stop < ANY.stop else None)
 
     def leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs by placeholder name. Raises TypeError for arguments that the source would not take,
@@ -113,7 +120,7 @@ def calling_of(captured: Captured, forward: Callable[..., Any]) -> Calling:
     inputs = [
         Input(arg.name, None, arg.value)
         if isinstance(arg, ConstantArgument)
-        else Input(arg.name, _sizes(marks[arg.name]))
+        else Input(arg.name, _ranges(marks[arg.name], program))
         for arg in given
     ]
     specs = program.graph_signature.output_specs
@@ -121,9 +128,25 @@ def calling_of(captured: Captured, forward: Callable[..., Any]) -> Calling:
     return Calling(inspect.signature(forward), takes, gives, tuple(inputs), rewrites)
 
 
-def _sizes(traced: Any) -> Sizes | None:
-    """The sizes of a tensor; None for the symbolic ones."""
-    return tuple(s if isinstance(s, int) else None for s in traced.shape)
+def _ranges(traced: Any, program: torch.export.ExportedProgram) -> Sizes:
+    return tuple(_range(size, program) for size in traced.shape)
+
+
+def _range(size: Any, program: torch.export.ExportedProgram) -> range:
+    """What a size may be: one number, or what the trace left open. Traces take two or more for any."""
+    if isinstance(size, int):
+        return range(size, size + 1)
+    bounds = program.range_constraints.get(size.node.expr)
+    if bounds is None:
+        return ANY
+    low, high = int(bounds.lower), int(min(bounds.upper, ANY.stop - 1))
+    return range(0 if low <= 2 else low, high + 1)
+
+
+def _worded(size: range) -> str:
+    if len(size) == 1:
+        return str(size.start)
+    return "any" if size == ANY else f"{size.start} to {size.stop - 1}"
 
 
 def refuse_unwritable(captured: Captured, name: str) -> None:

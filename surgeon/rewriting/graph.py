@@ -117,6 +117,7 @@ def export(module: GrownModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
     # Export matches sizes to arguments by the signature, and loses those of arguments in **kwargs.
     forward.__signature__ = module.calling.signature  # type: ignore[attr-defined]
-    shapes = dynamic_batch(args, kwargs) if module.calling.symbolic else None
+    batch = module.calling.batch
+    shapes = dynamic_batch(args, kwargs, batch) if batch is not None else None
     with torch.no_grad(), patch.object(module, "forward", forward):
         return torch.export.export(module.eval(), args, dict(kwargs), dynamic_shapes=shapes, strict=False)

@@ -334,3 +334,31 @@ def test_an_output_that_grows_itself_is_said(tmp_path: Path) -> None:
     assert result.model(x)["hidden"].shape == (4, 16)
     noted = [note for note in result.plan.notes if "grows itself" in note]
     assert len(noted) == 1 and noted[0].startswith("hidden grows itself: axis 1 is 8 → 16")
+
+
+class Bounded(nn.Module):
+    """Takes another path for large batches, as torch's own distances do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.outward = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.inward(x))
+        return self.outward(h if x.shape[0] < 10 else h - h.mean(0))
+
+
+def test_a_batch_is_free_as_far_as_the_graph_holds(tmp_path: Path) -> None:
+    module = Bounded().double()
+    grown = surgeon.apply(_recipe(tmp_path), module, tmp_path / "out", example_inputs=(_drawn(4, 5),)).model
+    loaded = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    for batch in (1, 2, 9):
+        x = _drawn(batch, 5)
+        _same(grown(x), module(x))
+        _same(loaded(x), module(x))
+    with pytest.raises(ValueError, match="0 to 9"):
+        grown(_drawn(10, 5))
+    with pytest.raises(AssertionError, match="<= 9"):
+        loaded(_drawn(10, 5))
+    free = surgeon.apply(_recipe(tmp_path), _made(GIVES["one"]), example_inputs=(_drawn(4, 5),)).model
+    assert free(_drawn(5000, 5)).shape == (5000, 3)
