@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -112,6 +113,15 @@ def _of_pairs(name: str) -> list[Case]:
 
 
 COMPLEX = ("imag", "_conj", "_conj_physical", "conj_physical", "resolve_conj", "resolve_neg", "angle")
+
+
+def _places(count: int, *shape: int) -> Tensor:
+    """Where in a plane of `count` places each value goes, in each channel others, none of them twice."""
+    generator = torch.Generator().manual_seed(5)
+    planes = [torch.randperm(count, generator=generator) for _ in range(shape[0] * shape[1])]
+    return torch.stack(planes)[:, : math.prod(shape[2:])].reshape(shape)
+
+
 PAIRS = (3, 4, 5, 2)
 BAGGED = torch.tensor([4, 0, 2, 2, 1, 3])
 IDS = torch.tensor([[0, 2, 1], [1, 1, 0]])
@@ -221,6 +231,30 @@ TABLE: dict[str, list[Case]] = {
     "aten.grid_sampler_2d": [
         (lambda x, g: aten.grid_sampler_2d.default(x, g, 0, 0, False), ((2, 3, 5, 4), (2, 6, 7, 2)))
     ],
+    "aten.grid_sampler_3d": [
+        (
+            lambda x, g: aten.grid_sampler_3d.default(x, g, 0, 1, False),
+            ((2, 3, 4, 5, 6), (2, 3, 2, 4, 3)),
+        )
+    ],
+    "aten.max_unpool2d": [
+        (lambda x, i: aten.max_unpool2d.default(x, i, [4, 6]), ((2, 3, 2, 3), _places(24, 2, 3, 2, 3)))
+    ],
+    "aten.max_unpool3d": [
+        (
+            lambda x, i: aten.max_unpool3d.default(x, i, [2, 4, 2], [2, 2, 2], [0, 0, 0]),
+            ((2, 3, 1, 2, 1), _places(16, 2, 3, 1, 2, 1)),
+        )
+    ],
+    "aten.linalg_cross": [
+        (lambda x, y: aten.linalg_cross.default(x, y), ((2, 4, 3), (2, 4, 3))),
+        (lambda x, y: aten.linalg_cross.default(x, y, dim=1), ((2, 3, 4), (1, 3, 4))),
+    ],
+    "aten.bucketize.Tensor": [
+        (lambda x: aten.bucketize.Tensor(x, torch.tensor([-1.0, 0.0, 0.7])), ((3, 4),)),
+    ],
+    "aten.acosh": [(lambda x: aten.acosh.default(1.5 + x.abs()), ((3, 4),))],
+    "aten.fill.Scalar": _calls(aten.fill.Scalar, ((3, 4), (0.5,))),
     "aten.col2im": _calls(
         aten.col2im.default,
         ((2, 9, 20), ([5, 4], [3, 1], [1, 1], [1, 0], [1, 1])),

@@ -157,6 +157,7 @@ def capture(
                     program = _taken_apart(program, known)
                 _drop_copies(program.graph)
                 _name_pieces(program.graph)
+                _name_solids(program.graph)
                 program.graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
                 _leave_positions(program.graph)
                 _norm_one_axis(program.graph)
@@ -230,6 +231,14 @@ def _drop_copies(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif node.target is aten._unsafe_view.default:
             node.target = aten.view.default
+
+
+def _name_solids(graph: fx.Graph) -> None:
+    """What is read between the points of a solid is an op of its own."""
+    aten = torch.ops.aten
+    for node in graph.nodes:
+        if node.target is aten.grid_sampler.default and node.meta["val"].ndim == 5:
+            node.target = aten.grid_sampler_3d.default
 
 
 def _name_pieces(graph: fx.Graph) -> None:
@@ -353,7 +362,7 @@ def _export(
         if values is None or all(_is_sized(node) for node in program.graph.nodes):
             return program
         with contextlib.suppress(Exception):  # how many rows there are, the inputs may say
-            return _export_led(module, args, kwargs, values)
+            return _export_led(module, args, kwargs, values, buffers)
         return program
     except Exception:  # a branch on values shows as whatever error it meets first
         if values is not None:

@@ -128,6 +128,26 @@ def var_mean(
     return torch.var(x, axes, correction=correction, keepdim=keepdim), torch.mean(x, axes, keepdim)
 
 
+def prod(x: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """The last of the running products."""
+    if dim is None:
+        return torch.cumprod(x.reshape(-1), 0, dtype=dtype)[-1]
+    made = torch.cumprod(x, dim, dtype=dtype).select(dim, -1)
+    return made.unsqueeze(dim) if keepdim else made
+
+
+def prod_all(x: Tensor, *, dtype: Any = None) -> Tensor:
+    return prod(x, dtype=dtype)
+
+
+def diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """What stands in a row and a column of the same number, or apart by `offset`."""
+    x = x.movedim((dim1, dim2), (-2, -1))
+    row, column = max(-offset, 0), max(offset, 0)
+    along = torch.arange(max(min(x.shape[-2] - row, x.shape[-1] - column), 0), device=x.device)
+    return x[..., along + row, along + column]
+
+
 def cdist(x: Tensor, y: Tensor, p: float, compute_mode: int | None) -> Tensor:
     """How far each row is from each other one; of equal rows the gradient is zero, as torch has it."""
     return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, -1)
@@ -190,6 +210,9 @@ PARTS: Mapping[Any, Any] = {
     aten.lerp.Tensor: lerp,
     aten.var_mean.correction: var_mean,
     aten._cdist_forward.default: cdist,
+    aten.diagonal.default: diagonal,
+    aten.prod.default: prod_all,
+    aten.prod.dim_int: prod,
     aten.slice_scatter.default: slice_scatter,
 }
 """By op, its parts; a rule for the op itself goes before them."""

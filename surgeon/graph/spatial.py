@@ -93,13 +93,20 @@ def _each_by_itself(call: Call, i: int, spatial: int) -> bool:
 
 
 def window(call: Call, store: Store) -> Outputs:
-    """Pooling, resizing or padding of the last axes; those with windows of one position go along."""
-    axes = call.axes(call.args[0])
+    """Pooling, resizing or padding of the last axes; those with windows of one position go along, in all
+    tensors alike."""
+    axes, reached = call.axes(call.args[0]), pooled(call)
+    for _, value in list(call.tensors())[1:]:
+        for i, axis in enumerate(value.axes):
+            if i in reached:
+                store.pin(axis, "S304", "it is a spatial extent that the op works along")
+            else:
+                store.unify(axes[i], axis)
     outputs = []
     for shape in call.shapes:
         assert shape is not None
         out = list(axes)
-        for i in pooled(call):
+        for i in reached:
             out[i] = store.fresh(shape[i], f"{call.node.name}[{i}]")
             for axis in (axes[i], out[i]):
                 store.pin(axis, "S304", "it is a spatial extent that the op works along")

@@ -15,6 +15,7 @@ from surgeon.axes.maps import Index, Maps, clone_map
 from surgeon.axes.store import Axis
 from surgeon.errors import PlanError, fail
 from surgeon.graph.inference import Anatomy
+from surgeon.graph.places import place_of
 from surgeon.language.syntax import AxisDim, ConfigDim, Family, FileField, Grow, NamedDim, Recipe
 from surgeon.planning.roles import braces, matches
 
@@ -292,10 +293,16 @@ def refuse_pinned(anatomy: Anatomy, maps: Maps) -> None:
         missing = next((p for p in pins if p.code == "S308"), None)
         help_text = None
         if missing is not None:
-            op = anatomy.where(missing.node).split(" ")[0]
+            place = place_of(anatomy.nodes[missing.node])
             help_text = (
-                f"write its rule in a .surgery file and `use` it, for example: op {op} : pointwise nonlinear"
+                "write its rule in a .surgery file and `use` it, for example: "
+                f"op {place.op} : pointwise nonlinear"
             )
+            if "parametrizations" in place.module.split("."):
+                help_text = (
+                    "take the parametrization away first, and the weight that it makes may grow: "
+                    "torch.nn.utils.parametrize.remove_parametrizations"
+                )
         raise fail(
             PlanError,
             pins[0].code,

@@ -162,11 +162,27 @@ def plan_growth(
         (
             *notes,
             *_scaled(anatomy, equations),
+            *(_wider(anatomy, maps) if native is None else ()),
             *_unproved(anatomy, transforms),
             *_warnings(maps, transforms, recipe),
         ),
         partial,
     )
+
+
+def _wider(anatomy: Anatomy, maps: Maps) -> list[str]:
+    """What is to be said of outputs of a plain module that grow themselves."""
+    notes = []
+    for path, node in anatomy.captured.outputs:
+        (value, *_) = anatomy.values[node.name]
+        for i, axis in enumerate(value.axes if value is not None else ()):
+            if maps.grows(axis):
+                size, wide = anatomy.store.size(axis), maps.target_size(axis)
+                what = path or "the output"
+                notes.append(
+                    f"{what} grows itself: axis {i} is {size} → {wide}, each value several times over"
+                )
+    return notes
 
 
 def _refuse_conflicts(
@@ -199,12 +215,14 @@ def _refuse_conflicts(
         f"{what} of the grown class has new channels of {anatomy.store.labels[dim]} between the source's"
         for dim, what in list(placed.items())[:2]
     ]
+    whole = all(len(index) % anatomy.store.sizes[dim] == 0 for dim, index in maps.dims.items())
+    fraction = "" if whole else "grow by an integer factor, "
     raise PlanError(
         Diagnostic(
             "S330",
             f"no scale of any parameter keeps the function: {first.reason}{off}",
             notes=(*places[:3], *more),
-            help="grow by an integer factor, grow other dims, or untie the parameters involved",
+            help=f"{fraction}grow other dims, or untie the parameters involved",
         )
     )
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from surgeon.axes.maps import Maps
 from surgeon.errors import ModelError, fail
+from surgeon.models.native import reason
 from surgeon.planning.plan import Plan
 from surgeon.rewriting.calling import Calling
 from surgeon.rewriting.graph import rewrite
@@ -60,10 +61,19 @@ def held_to_module(plan: Plan, calling: Calling, called: Called, run: Coexecutio
     args, kwargs = _cloned((called.args, dict(called.kwargs)))
     with torch.no_grad():
         seen = graph(*args, **kwargs)
-    error = _apart(seen, called.answer(graded=True), run)
     name = type(called.module).__name__
+    try:
+        answer = called.answer(graded=True)
+    except Exception as failure:
+        raise fail(
+            ModelError,
+            "S213",
+            f"{name} was traced, but fails when it is called: {type(failure).__name__}: {reason(failure)}",
+            help="does it run on these inputs, on this device and in this dtype?",
+        ) from failure
+    error = _apart(seen, answer, run)
     if error is not None:
-        again = _apart(called.answer(graded=True), called.answer(graded=True), run)
+        again = _apart(answer, called.answer(graded=True), run)
         why = (
             "it draws random numbers as it runs"
             if again is not None

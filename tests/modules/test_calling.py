@@ -307,3 +307,30 @@ def test_a_graph_that_is_not_the_module_is_refused(random: bool, word: str, tmp_
         surgeon.apply(_recipe(tmp_path), Parted(random).double(), example_inputs=(_drawn(4, 5),))
     assert caught.value.code == "S213"
     assert word in str(caught.value)
+
+
+class Broken(nn.Module):
+    """Can be traced, and fails when it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.outward = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting():
+            raise RuntimeError("not in this dtype")
+        return self.outward(torch.tanh(self.inward(x)))
+
+
+def test_a_module_that_fails_when_it_is_called_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not in this dtype") as caught:
+        surgeon.apply(_recipe(tmp_path), Broken().double(), example_inputs=(_drawn(4, 5),))
+    assert caught.value.code == "S213"
+
+
+def test_an_output_that_grows_itself_is_said(tmp_path: Path) -> None:
+    module, x = _made(lambda y, h: {"said": y, "hidden": h}), _drawn(4, 5)
+    result = surgeon.apply(_recipe(tmp_path), module, example_inputs=(x,))
+    assert result.model(x)["hidden"].shape == (4, 16)
+    noted = [note for note in result.plan.notes if "grows itself" in note]
+    assert len(noted) == 1 and noted[0].startswith("hidden grows itself: axis 1 is 8 → 16")

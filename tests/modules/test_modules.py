@@ -323,3 +323,16 @@ def test_a_position_within_a_product_is_read(tmp_path: Path) -> None:
     result = surgeon.apply(file, module, example_inputs=(x,), device="cpu")
     assert result.report.preserved and result.model is not None
     torch.testing.assert_close(result.model(x), module(x), rtol=1e-6, atol=1e-6)
+
+
+def test_a_parametrization_that_stands_in_the_way_is_to_be_taken_away(tmp_path: Path) -> None:
+    """A matrix exponential keeps a weight orthogonal, which copies are not."""
+    middle = torch.nn.utils.parametrizations.orthogonal(nn.Linear(8, 8))
+    module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), middle, nn.Tanh(), nn.Linear(8, 3))
+    file, x = recipe(tmp_path, ['axis("0.weight", 0), axis("4.weight", 1) by 2']), inputs((4, 5), False)
+    with pytest.raises(PlanError) as caught:
+        surgeon.apply(file, module.double(), example_inputs=(x,), device="cpu")
+    assert caught.value.code == "S308"
+    assert "remove_parametrizations" in str(caught.value)
+    torch.nn.utils.parametrize.remove_parametrizations(middle, "weight")
+    held(randomised(module), file, x)

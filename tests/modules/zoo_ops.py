@@ -160,6 +160,51 @@ class Bounded(nn.Module):
         return self.head(F.leaky_relu(self.second(F.relu(self.first(x)).mean((2, 3))), 0.1))
 
 
+class Remembered(nn.Module):
+    """Badrinarayanan et al. 2017: what was largest goes back to where it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.middle = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.up, self.head = nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, places = F.max_pool2d(F.relu(self.down(x)), 2, return_indices=True)
+        x = F.max_unpool2d(F.gelu(self.middle(x)), places, 2)
+        return self.head(F.gelu(self.up(x)))
+
+
+class Solids(nn.Module):
+    """Balakrishnan et al. 2019: a solid is read where a field of shifts says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.field, self.head = nn.Conv3d(2, 6, 3, padding=1), nn.Linear(6, 12), nn.Conv3d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(self.stem(x), 0.2)
+        theta = torch.tanh(self.field(x.mean((2, 3, 4)))).view(-1, 3, 4)
+        grid = F.affine_grid(theta, [x.shape[0], 1, 3, 4, 4], align_corners=False)
+        return self.head(F.grid_sample(x, grid, align_corners=False))
+
+
+class Vectors(nn.Module):
+    """Channels of vectors in space: crossed, multiplied up, and by their bins; what each has with itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(6, 5)), nn.Parameter(torch.zeros(6, 5))
+        self.bins, self.head = nn.Embedding(4, 6), nn.Linear(6, 3)
+        self.register_buffer("edges", torch.tensor([-0.5, 0.0, 0.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.einsum("bnv,on->bov", x, self.a), torch.einsum("bnv,on->bov", x, self.b)
+        crossed = torch.linalg.cross(a.sinh(), b, dim=-1)
+        binned = self.bins(torch.bucketize(x[:, 0, 0], self.edges))
+        alone = torch.diagonal(self.head(a.mT), dim1=1, dim2=2).sum(-1)
+        return self.head(crossed.prod(-1) + binned + crossed.prod(2, keepdim=True)[..., 0]) + alone[:, None]
+
+
 EDGES = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0, 2], [1, 2, 3, 4, 5, 6, 0, 3, 3]])
 
 ZOO: Mapping[str, Exhibit] = {
@@ -194,5 +239,13 @@ ZOO: Mapping[str, Exhibit] = {
     "edges": Exhibit(
         Edges, lambda: (torch.randn(7, 5), EDGES), (("inward.weight", 0), ("message.weight", 0))
     ),
+    "remembered": Exhibit(
+        Remembered,
+        lambda: (torch.randn(2, 3, 6, 6),),
+        (("down.weight", 0), ("up.weight", 0)),
+        {("down.weight", 2): "S304"},
+    ),
+    "solids": Exhibit(Solids, lambda: (torch.randn(2, 2, 3, 4, 4),), (("stem.weight", 0),)),
+    "vectors": Exhibit(Vectors, lambda: (torch.randn(3, 5, 3),), (("a", 0),), {("bins.weight", 0): "S307"}),
     "bounded": Exhibit(Bounded, lambda: (torch.randn(2, 3, 5, 5),), (("first.bias", 0), ("second.bias", 0))),
 }

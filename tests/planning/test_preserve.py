@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import surgeon
 from surgeon.errors import PlanError
@@ -49,7 +50,7 @@ def grow(tmp_path: Path, *statements: str) -> tuple[surgeon.Result, dict[str, An
     assert result.model is not None
     wide = tuple(x.double() for x in inputs)
     with torch.no_grad():
-        return result, module.double()(*wide), result.model.double()(*wide)
+        return result, module.double()(*wide), tuple(tree_leaves(result.model.double()(*wide)))
 
 
 def test_logits_stay_and_what_cannot_is_scaled_and_said(tmp_path: Path) -> None:
