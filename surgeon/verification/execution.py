@@ -107,7 +107,7 @@ class Executor:
                 ModelError,
                 "S215",
                 f"the traced pass cannot be run on the inputs it was traced with: {name}: {reason(error)}",
-                help="give inputs of your own: --inputs FILE, a safetensors file with tensors by name",
+                help="trace it with other inputs",
             ) from error
         if isinstance(made, (list, tuple)):
             return type(made)(promoted(m) if isinstance(m, Tensor) else m for m in made)

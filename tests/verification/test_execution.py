@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from torch import Tensor, fx
 
 from surgeon.axes.maps import Index
 from surgeon.checkpoints import tensors
+from surgeon.errors import ModelError
+from surgeon.verification.coexecution import _step
 from surgeon.verification.execution import Chosen, Executor, Weight
 
 CPU = torch.device("cpu")
@@ -76,3 +80,18 @@ def test_chosen_matrices_are_whole_for_any_other_reader() -> None:
     made.call_function(torch.ops.aten.mul.Tensor, (chosen, 2.0))
     _, product = run(made, {"held": weight(held, []), "index": INDEX})
     assert torch.equal(product, held[INDEX] * 2)
+
+
+def test_what_is_asserted_of_numbers_alone_is_asked_of_the_source() -> None:
+    """The grown class makes such numbers anew, and there may be no value of them in the grown run."""
+    graph = fx.Graph()
+    condition = graph.placeholder("condition")
+    asserted = graph.call_function(torch.ops.aten._assert_async.msg, (condition, "4 at model.py:1"))
+    anatomy = SimpleNamespace(closed={"condition"})
+    pair = SimpleNamespace(plan=SimpleNamespace(native=None, grown_nodes={}, anatomy=anatomy))
+    for holds in (True, False):
+        left = Executor(CPU, {"condition": torch.tensor(holds)})
+        right = Executor(CPU, {"condition": None})
+        refused = contextlib.nullcontext() if holds else pytest.raises(ModelError, match="other inputs only")
+        with refused:
+            assert _step(asserted, pair, left, right, False) == (None, None)  # type: ignore[arg-type]
