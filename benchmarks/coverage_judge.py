@@ -101,7 +101,7 @@ def _config(source: Path, grown: Path, fields: Mapping[str, Any]) -> list[str]:
     """Numbers of config.json that changed though surgeon does not say so, or otherwise than it says."""
     old, new = (dict(_leaves(json.loads((f / "config.json").read_text()))) for f in (source, grown))
     changed = sorted(repr([old.get(n), new.get(n)]) for n in {*old, *new} if old.get(n) != new.get(n))
-    stated = [list(change) for change in fields.values()]
+    stated = json.loads(json.dumps([list(change) for change in fields.values()]))  # tuples are lists there
     said = sorted(repr(change) for change in stated)
     absent = {repr([None, after]) for _, after in stated}  # a default that the source's file leaves out
     if len(changed) == len(said) and all(c in said or c in absent for c in changed):

@@ -396,13 +396,17 @@ TWEAKS: dict[str, dict[str, Any]] = {
     },
     "muse_glimmer": {"vision_config.hidden_size": 64, "out_hidden_size": 256},
     "muse_spark": {"out_hidden_size": 256},
+    "inkling2_text": {"unpadded_vocab_size": 91},
     "inkling2": {"text_config.unpadded_vocab_size": 91},
     "inkling2_loop": {"text_config.unpadded_vocab_size": 91},
     "chameleon": {"vocabulary_map": VOCABULARY | {f"IMGIMG{c}Z": 50 + n for n, c in enumerate("ABCDEFGH")}},
     "emu3": {"vocabulary_map": VOCABULARY | {f"<|visual token {n:06d}|>": 50 + n for n in range(8)}},
     "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"]}
     | {"text_config.num_experts_per_tok": 2},
-    "llama4": {"vision_config.intermediate_size": 256, "vision_config.projector_input_dim": 48}
+    "Llama4ForConditionalGeneration": {
+        "vision_config.intermediate_size": 256,
+        "vision_config.projector_input_dim": 48,
+    }
     | {"vision_config.projector_output_dim": 48, "vision_config.vision_output_dim": 48},
     "cohere_compass": {
         "text_config.layer_types": ["sliding_attention", "sliding_attention"],
