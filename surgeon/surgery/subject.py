@@ -35,6 +35,7 @@ from surgeon.planning.native import companions, compare
 from surgeon.planning.plan import Plan, plan_growth
 
 FEW = 3  # things named before a list is cut short
+LONG = 120  # characters, of what the model finds
 OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetensors file with tensors by name"
 Stage = Callable[[str], None]
 
@@ -177,12 +178,14 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
 
 
 def _taken_for_granted(branches: tuple[str, ...]) -> tuple[str, ...]:
-    """Notes on what the trace took for granted of the inputs; of many places only where they are."""
-    if len(branches) <= FEW:
+    """Notes on what the trace took for granted of the inputs; of many places, or of long lists of numbers,
+    only where they are."""
+    if len(branches) <= FEW and all(len(branch) <= LONG for branch in branches):
         return tuple(f"proved for inputs on which the model finds {branch}" for branch in branches)
     places = [branch.rpartition(" at ")[2] for branch in branches]
-    said = f"{', '.join(places[:FEW])}, …"
-    return (f"proved for inputs on which the model finds the same in {len(places)} lines that ask: {said}",)
+    said = ", ".join([*places[:FEW], *(["…"] if len(places) > FEW else [])])
+    asking = "a line that asks" if len(places) == 1 else f"{len(places)} lines that ask"
+    return (f"proved for inputs on which the model finds the same in {asking}: {said}",)
 
 
 def _probe(subject: Subject, name: str) -> dict[str, tuple[int, ...]] | None:

@@ -99,6 +99,9 @@ def test_of_many_lines_that_ask_only_some_are_named() -> None:
     )
     said = "the model finds the same in 5 lines that ask: model.py:0, model.py:1, model.py:2, …"
     assert _taken_for_granted(branches) == (f"proved for inputs on which {said}",)
+    long = f"{[0] * 99} at model.py:7"
+    said = "the model finds the same in a line that asks: model.py:7"
+    assert _taken_for_granted((long,)) == (f"proved for inputs on which {said}",)
 
 
 def test_patches_laid_in_rows_that_not_all_pictures_fill() -> None:

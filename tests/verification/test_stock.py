@@ -65,10 +65,10 @@ def test_pictures_that_could_not_be_traced_are_shown_to_stock(
     without it, the class would take no picture any more."""
     traced = subject._captured
 
-    def blind(module: Any, source: Any, known: frozenset[str], supply: Supply) -> Any:
+    def blind(module: Any, source: Any, known: frozenset[str], supply: Supply, buffers: Any = None) -> Any:
         if supply.pictures:
             raise fail(ModelError, "S210", "too dark")
-        return traced(module, source, known, supply)
+        return traced(module, source, known, supply, buffers)
 
     monkeypatch.setattr(subject, "_captured", blind)
     make("qwen2_vl", "Qwen2VLForConditionalGeneration", tmp_path / "source")
