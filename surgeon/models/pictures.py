@@ -139,12 +139,11 @@ def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
     dtype = weight.dtype
     values = {name: v.to(dtype) if v.is_floating_point() else v for name, v in given.items()}
     traced = {name: value.to(weight.device) for name, value in values.items()}
-    asked = Branches()
+    asked, reader = Branches(), _reader(module)
     asked.know(traced, values)
+    assert reader is not None
     try:
         with torch.no_grad(), asked:
-            reader = _reader(module)
-            assert reader is not None
             made = reader(**traced)
     except Exception:  # it wants more than pictures
         return None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from surgeon.errors import ModelError, fail
+from surgeon.language.report import nearest
 from surgeon.models.inputs import real_inputs
 
 
@@ -30,13 +30,8 @@ class Supply:
         accepted = inspect.signature(module.forward).parameters
         for name in self.given:
             if name not in accepted:
-                near = get_close_matches(name, list(accepted), 1)
-                raise fail(
-                    ModelError,
-                    "S224",
-                    f"{type(module).__name__} takes no input {name}",
-                    help=f"did you mean {near[0]}?" if near else None,
-                )
+                said = f"{type(module).__name__} takes no input {name}"
+                raise fail(ModelError, "S224", said, help=nearest(name, accepted))
         return {**self.given, **({"use_cache": False} if "use_cache" in accepted else {})}
 
     def batches(self, module: nn.Module, seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from surgeon.checkpoints.reading import Checkpoint, open_checkpoint
 from surgeon.checkpoints.tensors import StoredTensor
-from surgeon.errors import CheckpointError, NotPreserved, fail
+from surgeon.errors import CheckpointError, NotPreserved, SurgeonError, fail
 from surgeon.models.inputs import pictured
 from surgeon.models.native import reason
 from surgeon.models.source import TransformersSource
@@ -114,7 +114,9 @@ def _with_pictures(
     on them. Raises NotPreserved S504 where the grown class alone does."""
     try:
         small = see_source(own, Supply())
-    except Exception:  # such pictures are not for this class
+    except (SurgeonError, OSError, MemoryError):
+        raise
+    except Exception:  # such pictures are not for this class; the plan says that words alone are proved
         return None
     wide = observe_wider(lambda wanted: see_source(wanted, Supply()), own)
     try:

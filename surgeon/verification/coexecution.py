@@ -198,7 +198,7 @@ def _step(node: fx.Node, pair: Pair, left: Executor, right: Executor, graded: bo
         return _closed(node, plan, left)
     twins = plan.native.twins if plan.native else {}
     twin = plan.grown_nodes.get(twins.get(node.name, ""))
-    source = left.run(node, node.args, node.kwargs)
+    source = left.run_as_traced(node)
     if op_name(node) == ASSERTION and node.all_input_nodes[0].name in plan.anatomy.closed:
         return source, None  # of numbers alone, which the grown class makes anew: its own trace has asked
     with torch.set_grad_enabled(graded):
@@ -210,7 +210,7 @@ def _step(node: fx.Node, pair: Pair, left: Executor, right: Executor, graded: bo
 def _closed(node: fx.Node, plan: Plan, left: Executor) -> tuple[Any, Any]:
     """A value made of numbers alone. The grown class's differs by its rounding in float32, which the
     plan has allowed for, and in the channels that are new."""
-    value = left.run(node, node.args, node.kwargs)
+    value = left.run_as_traced(node)
     if plan.native is None or node.name not in plan.native.known:
         return value, None
     wanted, mask = expected(value, node.name, 0, plan)

@@ -98,20 +98,26 @@ class Executor:
             return source.expand(into.shape).to(into.dtype, copy=True)
         target = runnable(node.target)
         assert callable(target)
-        try:
-            made = target(*(self._promote(a) for a in given), **named)
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                raise
-            raise fail(
-                ModelError,
-                "S215",
-                f"the traced pass cannot be run on the inputs it was traced with: {name}: {reason(error)}",
-                help="trace it with other inputs",
-            ) from error
+        made = target(*(self._promote(a) for a in given), **named)
         if isinstance(made, (list, tuple)):
             return type(made)(promoted(m) if isinstance(m, Tensor) else m for m in made)
         return promoted(made) if isinstance(made, Tensor) else made  # some make float32 unless told
+
+    def run_as_traced(self, node: fx.Node) -> Any:
+        """The same for a node of the source's own graph, on what it was traced with. Raises ModelError S215
+        where that fails; in a grown graph it would be a fault of the growth, not of the inputs."""
+        try:
+            return self.run(node, node.args, node.kwargs)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise
+            said = f"{op_name(node)}: {reason(error)}"
+            raise fail(
+                ModelError,
+                "S215",
+                f"the traced pass cannot be run on the inputs it was traced with: {said}",
+                help="trace it with other inputs: --inputs FILE",
+            ) from error
 
     def _promote(self, value: Any) -> Any:
         if isinstance(value, torch.device):

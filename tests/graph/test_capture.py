@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,11 +11,25 @@ from torch.overrides import _get_current_function_mode_stack
 
 from surgeon.errors import ModelError
 from surgeon.graph.capture import capture
+from surgeon.graph.captured import Captured
 from surgeon.graph.inference import infer
 from surgeon.graph.parts import PARTS
 from surgeon.graph.places import op_name
 from surgeon.language import builtin_rules
 from surgeon.verification.execution import Executor
+
+
+def computed(captured: Captured, given: Mapping[str, Tensor]) -> Tensor:
+    """The one result of a graph on `given` values of its placeholders, in float64."""
+    wide = {name: v.double() if v.is_floating_point() else v for name, v in given.items()}
+    runner = Executor(torch.device("cpu"), wide)
+    for node in captured.nodes:
+        if node.op == "call_function":
+            runner.values[node.name] = runner.run_as_traced(node)
+    (result,) = captured.results
+    value = runner.values[result.name]
+    assert isinstance(value, Tensor)
+    return value
 
 
 class Choosy(nn.Module):
@@ -192,22 +208,12 @@ def test_rows_that_inputs_count_are_numbers_of_the_graph_and_asserted() -> None:
     }
     module = Counting()
     captured = capture(module, (), {k: v.to("meta") for k, v in values.items()}, values=values)
-    runner = Executor(torch.device("cpu"))
     given = dict(zip(captured.inputs, values.values(), strict=True))
-
-    def outcome(given: dict[str, Tensor]) -> Tensor:
-        runner.values = dict(given)
-        for node in captured.nodes:
-            if node.op == "call_function":
-                runner.values[node.name] = runner.run(node, node.args, node.kwargs)
-        (result,) = captured.results
-        return runner.values[result.name]
-
-    torch.testing.assert_close(outcome(given), module(**values).double())
+    torch.testing.assert_close(computed(captured, given), module(**values).double())
     assert any("[4, 5]" in said for said in captured.branches), captured.branches
     for name, other in (("counts", torch.tensor([[1, 5], [1, 4]])), ("mask", ~values["mask"])):
         with pytest.raises(ModelError) as caught:
-            outcome({**given, name: other})
+            computed(captured, {**given, name: other})
         assert caught.value.code == "S212"
 
 
@@ -224,12 +230,8 @@ def test_sizes_that_inputs_name_are_numbers_of_the_graph() -> None:
     module = Sized()
     captured = capture(module, (), {k: v.to("meta") for k, v in values.items()}, values=values)
     assert [tuple(node.meta["val"].shape) for node in captured.results] == [(4, 1, 3)]
-    runner = Executor(torch.device("cpu"))
-    runner.values = dict(zip(captured.inputs, values.values(), strict=True))
-    for node in captured.nodes:
-        if node.op == "call_function":
-            runner.values[node.name] = runner.run(node, node.args, node.kwargs)
-    torch.testing.assert_close(runner.values[captured.results[0].name], module(**values).double())
+    given = dict(zip(captured.inputs, values.values(), strict=True))
+    torch.testing.assert_close(computed(captured, given), module(**values).double())
     assert captured.branches
 
 
@@ -260,14 +262,8 @@ def test_what_is_picked_by_a_mask_that_inputs_tell_is_picked_by_position() -> No
     }
     module = Picking()
     captured = capture(module, (), {k: v.to("meta") for k, v in values.items()}, values=values)
-    runner = Executor(torch.device("cpu"))
-    wide = [v.double() if v.is_floating_point() else v for v in values.values()]
-    runner.values = dict(zip(captured.inputs, wide, strict=True))
-    for node in captured.nodes:
-        if node.op == "call_function":
-            runner.values[node.name] = runner.run(node, node.args, node.kwargs)
-    (result,) = captured.results
-    torch.testing.assert_close(runner.values[result.name], module(**values).double())
+    given = dict(zip(captured.inputs, values.values(), strict=True))
+    torch.testing.assert_close(computed(captured, given), module(**values).double())
 
 
 class Choosing(nn.Module):
@@ -322,12 +318,7 @@ def test_whole_numbers_in_buffers_lead_a_trace_and_are_asserted() -> None:
     (name,) = captured.buffers
 
     def outcome(stride: int) -> Tensor:
-        runner = Executor(torch.device("cpu"), {captured.inputs[0]: x.double(), name: torch.tensor(stride)})
-        for node in captured.nodes:
-            if node.op == "call_function":
-                runner.values[node.name] = runner.run(node, node.args, node.kwargs)
-        (result,) = captured.results
-        return runner.values[result.name]
+        return computed(captured, {captured.inputs[0]: x, name: torch.tensor(stride)})
 
     torch.testing.assert_close(outcome(3), module(x).double())
     with pytest.raises(ModelError) as caught:
@@ -344,9 +335,7 @@ def test_a_graph_that_fails_on_its_inputs_says_where() -> None:
 
     x, rows = torch.randn(3, 2), torch.tensor([0, 2])
     captured = capture(Chosen(), (x, rows))
-    given = zip(captured.inputs, (x[:0].double(), rows), strict=True)
-    runner = Executor(torch.device("cpu"), dict(given))
-    (node,) = (n for n in captured.nodes if n.op == "call_function")
+    given = dict(zip(captured.inputs, (x[:0], rows), strict=True))
     with pytest.raises(ModelError, match="index_select") as caught:
-        runner.run(node, node.args, node.kwargs)
+        computed(captured, given)
     assert caught.value.code == "S215"

@@ -100,7 +100,7 @@ def test_wrong_inputs_are_told(decider: Path) -> None:
     for given, text in (
         (
             renamed,
-            "DecisionTransformerModel takes no input return_to_go\n  help: did you mean returns_to_go?",
+            "DecisionTransformerModel takes no input return_to_go\n  help: did you mean `returns_to_go`?",
         ),
         (nonsense, "inputs.txt cannot be read as inputs"),
         (decider / "nowhere.safetensors", "nowhere.safetensors cannot be read as inputs"),
