@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean as mean
@@ -23,6 +23,7 @@ from surgeon.models.supply import Supply
 from surgeon.planning.plan import Plan
 from surgeon.running.memory import give_back
 from surgeon.verification.invariant import difference, expected, largest
+from surgeon.verification.rounding import round_otherwise
 from surgeon.verification.shelf import shelve, shelve_unloaded
 
 NOISE_FACTOR = 4  # source and target round apart (twice), and shares such as 1/3 round once more
@@ -32,6 +33,7 @@ STOCK = "from_pretrained"
 MADE_UP = Supply()
 CONVERTED_BYTES = 1 << 28  # more that is stored otherwise than it is held, from_pretrained is not to hold
 ONE_BY_ONE = "its class, experts one by one, not from_pretrained, which would hold all of them in memory"
+ROUNDED = "itself rounding otherwise"
 BUILT = "torch.distributed.checkpoint's layout, not from_pretrained"
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 
@@ -85,9 +87,11 @@ def observe_folder(
     device: torch.device,
     asked: tuple[str, ...] = (),
     supply: Supply = MADE_UP,
+    draw: int | None = None,
 ) -> Observed:
     """Stock ``from_pretrained`` in the folder's dtype `own`, run in `dtype`. The weights are read anew
-    whenever they are used, so that the model is never in memory as a whole."""
+    whenever they are used, so that the model is never in memory as a whole. With a `draw` it rounds
+    otherwise."""
     give_back()
     # The fused kernels for experts know no float64; the account of noise does not need them. The class's own
     # loop over experts makes no copy of one for each token.
@@ -101,7 +105,9 @@ def observe_folder(
     )
     shelve(model.eval(), open_checkpoint(folder), dtype if dtype != own else None, device)
     unloaded = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in account[key])
-    return observe(model, dtype, dtype == own, tuple(unloaded), asked, supply)
+    if draw is not None:
+        round_otherwise(model, draw)
+    return observe(model, dtype, dtype == own and draw is None, tuple(unloaded), asked, supply)
 
 
 def is_held_by_stock(stored: StoredModel) -> bool:
@@ -122,6 +128,7 @@ def observe_stored(
     device: torch.device,
     asked: tuple[str, ...] = (),
     supply: Supply = MADE_UP,
+    draw: int | None = None,
 ) -> Observed:
     """The same for weights that ``from_pretrained`` does not open, or of which it would hold too many: the
     stock class is built of its config, and its weights are read whenever they are used."""
@@ -133,8 +140,11 @@ def observe_stored(
         owner = model.get_submodule(path)
         owner._buffers[last] = value.to(getattr(owner, last).dtype)  # as loading casts
     shelve_unloaded(model, stored, dtype if dtype != own else None, device)
+    if draw is not None:
+        round_otherwise(model, draw)
     by = ONE_BY_ONE if stored.checkpoint.saved is None else BUILT
-    return replace(observe(model, dtype, dtype == own, asked=asked, supply=supply), loaded_by=by)
+    generates = dtype == own and draw is None
+    return replace(observe(model, dtype, generates, asked=asked, supply=supply), loaded_by=by)
 
 
 @contextlib.contextmanager
@@ -232,21 +242,35 @@ def _at(result: Any, path: str) -> Tensor:
 
 
 def compare_stock(
-    plan: Plan, source: Observed, wider: Observed | None, exact: Tensor | None, grown: Observed
+    plan: Plan,
+    source: Observed,
+    wider: Observed | None,
+    exact: Tensor | None,
+    grown: Observed,
+    otherwise: Sequence[Observed] = (),
 ) -> NativeReport:
     """Hold what the grown model gives against the source's. The source's noise is its distance from itself in
     a wider dtype; without one that of its first output from its graph in float64, which is known on the first
-    inputs."""
+    inputs; and that from itself rounding otherwise, where it was seen so."""
     a, b = source.output, grown.output
     truth = exact.detach().cpu() if exact is not None else None
     if wider is not None:
         truth = wider.output
     noise = difference(a[: len(truth)], truth, None) if truth is not None else 0.0
     floor = torch.finfo(source.dtype).eps
+
+    def moved(output: Tensor, others: Iterable[Tensor]) -> float:
+        far = (difference(output, other, None) for other in others)
+        return max(
+            (one for one in far if one < floor**0.5), default=0.0
+        )  # more is no rounding: a choice fell
+
+    noise = max(noise, moved(a, (seen.output for seen in otherwise)))
     held = [(plan.anatomy.captured.results[0].name, a, b, noise)]
     nodes = dict(plan.anatomy.captured.outputs)
     for path, seen in source.others.items():
         own = noise if wider is None else difference(seen, wider.others[path], None)
+        own = max(own, moved(seen, (other.others[path] for other in otherwise)))
         held.append((nodes[path].name, seen, grown.others[path], own))
     compared = []
     for name, before, after, own in held:
@@ -262,6 +286,7 @@ def compare_stock(
             apart.append(float((p.exp() * (p - q)).sum()))
             agree.append(bool(x.argmax() == y.argmax()))
         kl, top1 = mean(apart), mean(agree)
+    against = "its graph in float64" if wider is None else str(WIDER[source.dtype]).removeprefix("torch.")
     return NativeReport(
         str(source.dtype).removeprefix("torch."),
         max_abs,
@@ -272,7 +297,7 @@ def compare_stock(
         top1,
         None if source.tokens is None else _equal(source.tokens, grown.tokens),
         grown.unloaded,
-        "its graph in float64" if wider is None else str(WIDER[source.dtype]).removeprefix("torch."),
+        ROUNDED if otherwise else against,
         grown.loaded_by,
     )
 

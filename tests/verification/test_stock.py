@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from coverage import make
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from surgeon import apply
+from surgeon import apply, verify
 from surgeon.errors import ModelError, NotPreserved, fail
 from surgeon.models.supply import Supply
 from surgeon.surgery import subject
 from surgeon.verification.native import Observed, observe_wider, refuse_other_graph
+from surgeon.verification.rounding import round_otherwise
 
 CPU = torch.device("cpu")
 
@@ -85,3 +88,34 @@ def test_pictures_that_could_not_be_traced_are_shown_to_stock(
     with pytest.raises(NotPreserved, match="the grown class fails on pictures among words") as caught:
         apply(recipe, tmp_path / "source", tmp_path / "grown", device="cpu")
     assert caught.value.code == "S504" and not (tmp_path / "grown").exists()
+
+
+def test_a_model_that_magnifies_its_rounding_is_told_from_one_that_is_wrong(tmp_path: Path) -> None:
+    """One of the sentences has ten times the noise of the others, and the class knows no float64 that would
+    tell: it is seen by rounding otherwise. A fault of the same model stays one."""
+    make("inkling2", "Inkling2ForConditionalGeneration", tmp_path / "source")
+    (tmp_path / "wide.surgery").write_text("recipe wide() {\n    grow hidden by 2\n    preserve logits\n}\n")
+    source, grown = tmp_path / "source", tmp_path / "grown"
+    report = apply(tmp_path / "wide.surgery", source, grown, device="cpu").report
+    assert report.native is not None
+    assert report.native.noise_against == "itself rounding otherwise"
+    weights = load_file(grown / "model.safetensors")
+    weights["model.llm.layers.1.attn.wo_ud.weight"][0] *= 1.01
+    save_file(weights, grown / "model.safetensors", metadata={"format": "pt"})
+    seen = verify(source, grown, device="cpu")
+    assert seen.native is not None
+    assert not seen.native.passed
+
+
+@torch.no_grad()
+def test_rounding_otherwise_moves_what_modules_give_by_a_rounding() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.Tanh())
+    x = torch.randn(5, 8)
+    plain = model(x)
+    linear = model[0](x)
+    round_otherwise(model, 0)
+    moved = model[0](x)
+    eps = torch.finfo(torch.float32).eps
+    assert 0 < float(((moved - linear) / linear).abs().max()) <= 1.5 * eps
+    assert 0 < float((model(x) - plain).abs().max()) <= 4 * eps
