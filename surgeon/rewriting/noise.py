@@ -1,8 +1,13 @@
-"""Noise in the null space of a growth: random, reproducible, and readable a few rows at a time."""
+"""Noise in the null space of a growth: random, readable a few rows at a time, and the same to the last bit
+on every machine and device.
+
+What is drawn are whole numbers, made of a bit generator's integers. All that is summed of them, and of the
+signal, has so few digits that no sum is rounded, in whatever order a device takes it.
+"""
 
 from __future__ import annotations
 
-import zlib
+from math import prod
 
 import numpy as np
 import torch
@@ -11,9 +16,10 @@ from torch import Tensor
 from surgeon.axes.maps import NEW, Index, copies_of
 from surgeon.planning.transforms import AxisGrowth, Transform
 
-DRAW_ELEMENTS = (
-    1 << 16
-)  # drawn from one seed: the values of a row do not depend on which others are asked for
+# Drawn from one seed: the values of a row do not depend on which others are asked for.
+DRAW_ELEMENTS = 1 << 16
+SUMMED = 4  # uniform numbers of 16 bits in each that is drawn: bell-shaped, and within 3.5 deviations
+DIGITS = 12  # bits of a value, where its square is summed
 
 
 def draws_whole(transform: Transform) -> bool:
@@ -22,7 +28,7 @@ def draws_whole(transform: Transform) -> bool:
 
 
 def null_space_noise(out: Tensor, transform: Transform, rows: Index | None) -> Tensor:
-    """Gaussian noise with mean zero over the copies of every source channel of a consumed axis, so
+    """Bell-shaped noise with mean zero over the copies of every source channel of a consumed axis, so
     that it reads nothing from cloned inputs.
 
     Args:
@@ -37,10 +43,10 @@ def null_space_noise(out: Tensor, transform: Transform, rows: Index | None) -> T
     dim = consumed[0]
     axis = transform.axes[dim]
     assert axis.index is not None
-    noise = _gaussian(transform, rows if dim else None).to(out.device, out.dtype)
+    noise = _drawn(transform, rows if dim else None).to(out.device, out.dtype)
     if axis.is_clone:
         copies = noise.unflatten(dim, (axis.copies, axis.size))
-        copies -= copies.mean(dim, keepdim=True)
+        copies -= copies.sum(dim, keepdim=True) / axis.copies
     else:
         along = [-1 if i == dim else 1 for i in range(noise.ndim)]
         fresh = torch.from_numpy(axis.index == NEW).to(out.device).reshape(along)
@@ -48,11 +54,19 @@ def null_space_noise(out: Tensor, transform: Transform, rows: Index | None) -> T
         noise -= _mean_of_copies(noise, dim, axis).masked_fill(fresh, 0)
     kept = next((i for i in range(noise.ndim) if i not in consumed), None)
     over = [i for i in range(noise.ndim) if i != kept]
-    power = noise.square().mean(over, keepdim=True).sqrt()
-    signal = out.square().mean(over, keepdim=True).sqrt()
+    power, signal = _power(noise, over), _power(out, over)
     # One copy of each channel: the null space is empty, and so is the noise.
-    level = torch.where(power > 0, signal / power * 10 ** (-transform.noise.snr / 20), 0.0)
-    return noise * level
+    level = torch.where(power > 0, (signal / power).sqrt() * 10 ** (-transform.noise.snr / 20), 0.0)
+    return noise * level.to(noise.dtype)
+
+
+def _power(values: Tensor, over: list[int]) -> Tensor:
+    """The mean square over some axes, in float64, of values taken to DIGITS bits of the largest of them."""
+    largest = values.abs().amax(over, keepdim=True)
+    unit = largest / torch.frexp(largest).mantissa / 2**DIGITS  # a power of two: nothing is rounded by it
+    digits = (values / unit.masked_fill(largest == 0, 1.0)).round_()
+    mean = digits.square_().sum(over, keepdim=True, dtype=torch.float64) / prod(values.shape[i] for i in over)
+    return torch.where(largest > 0, mean * unit.double().square(), 0.0)
 
 
 def _mean_of_copies(noise: Tensor, dim: int, axis: AxisGrowth) -> Tensor:
@@ -67,24 +81,26 @@ def _mean_of_copies(noise: Tensor, dim: int, axis: AxisGrowth) -> Tensor:
     return (sums / counts.reshape(along)).index_select(dim, index)
 
 
-def _gaussian(transform: Transform, rows: Index | None) -> Tensor:
-    """Standard normal float32 numbers of the grown shape, or the asked rows of them."""
+def _drawn(transform: Transform, rows: Index | None) -> Tensor:
+    """Whole numbers as float32, of the grown shape, or the asked rows of them."""
     assert transform.noise is not None
     height, *rest = transform.target_shape
-    count = max(1, DRAW_ELEMENTS // max(1, int(np.prod(rest))))
+    each = int(np.prod(rest))
+    count = max(1, DRAW_ELEMENTS // max(1, each))
     wanted = np.arange(height) if rows is None else rows
     out = torch.empty((len(wanted), *rest))
     draws = wanted // count
     for draw in np.unique(draws):
-        seed = zlib.crc32(f"{transform.noise.seed}:{draw}".encode())
-        drawn = torch.randn((count, *rest), generator=torch.Generator().manual_seed(seed))
+        bits = np.random.SFC64((transform.noise.seed, int(draw))).random_raw(count * each)
+        several = torch.from_numpy(bits.astype("<u8", copy=False).view("<i2")).reshape(SUMMED, count, *rest)
+        drawn = several.sum(0, dtype=torch.int32)
         places = np.flatnonzero(draws == draw)
         first, last = int(places[0]), int(places[-1]) + 1
         taken = wanted[first:last] - draw * count
         if last - first == len(places) and (np.diff(taken) == 1).all():  # rows in a row: no index needed
             out[first:last] = drawn[int(taken[0]) : int(taken[-1]) + 1]
         else:
-            out[torch.from_numpy(places)] = drawn[torch.from_numpy(wanted[places] - draw * count)]
+            out[torch.from_numpy(places)] = drawn[torch.from_numpy(wanted[places] - draw * count)].float()
     return out
 
 

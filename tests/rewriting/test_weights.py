@@ -84,7 +84,7 @@ def test_a_large_tensor_comes_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None
     assert (summed - source).abs().max() < 1e-14
     plain = expand(source, Transform("w", axes, None))
     level = (whole - plain).square().mean(1).sqrt() / plain.square().mean(1).sqrt()
-    assert torch.allclose(level, torch.full_like(level, 10**-0.5))
+    assert torch.allclose(level, torch.full_like(level, 10**-0.5), rtol=1e-3)  # to 12 bits of the largest
 
 
 @settings(deadline=None)
