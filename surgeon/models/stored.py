@@ -92,7 +92,7 @@ def open_stored(module: nn.Module, aliases: Mapping[str, str], checkpoint: Check
     layout = read_layout(module, meta)
     bundled = {name for bundle in layout.bundles for name in bundle.held}
     wanted = {n: s for n, s in shapes.items() if aliases.get(n, n) == n and n not in bundled}
-    names = resolve_names(wanted, aliases, checkpoint, layout.names)
+    names = resolve_names(wanted, aliases, checkpoint, _preferred(module, aliases, layout.names))
     parameters = dict(module.named_parameters(remove_duplicate=False))
     for name, disk in names.items():
         entry = checkpoint.entries[disk]
@@ -111,3 +111,15 @@ def open_stored(module: nn.Module, aliases: Mapping[str, str], checkpoint: Check
         tied = ((layout.names[n], to) for n, to in aliases.items() if n in layout.names and to in names)
         twins = {disk: name for disk, name in tied if disk not in names.values()}
     return StoredModel(checkpoint, layout, names, persistent, twins)
+
+
+def _preferred(module: nn.Module, aliases: Mapping[str, str], on_disk: Mapping[str, str]) -> dict[str, str]:
+    """Module names to disk names, without those of a tie that the class would fill from another one that is
+    stored as well: stock transformers writes that one alone, and finds all of them by it."""
+    filled_from = getattr(module, "all_tied_weights_keys", None) or {}
+
+    def is_spare(name: str) -> bool:
+        source = filled_from.get(name, name)
+        return source != name and source in on_disk and aliases.get(name, name) == aliases.get(source, source)
+
+    return {name: disk for name, disk in on_disk.items() if not is_spare(name)}
