@@ -17,6 +17,7 @@ from surgeon.errors import PlanError, fail
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.places import place_of
 from surgeon.language.syntax import AxisDim, ConfigDim, Family, FileField, Grow, NamedDim, Recipe
+from surgeon.planning.drafts import draft
 from surgeon.planning.roles import braces, matches
 
 Size = int | float | Sequence[int]
@@ -293,10 +294,11 @@ def refuse_pinned(anatomy: Anatomy, maps: Maps) -> None:
         missing = next((p for p in pins if p.code == "S308"), None)
         help_text = None
         if missing is not None:
-            place = place_of(anatomy.nodes[missing.node])
+            node = anatomy.nodes[missing.node]
+            place = place_of(node)
             help_text = (
-                "write its rule in a .surgery file and `use` it, for example: "
-                f"op {place.op} : pointwise nonlinear"
+                "write its rule in a .surgery file and `use` it (`surgeon check --rules FILE` tries it on "
+                f"the op); a first draft, by the shapes here: {draft(node, anatomy.captured.shapes)}"
             )
             if "parametrizations" in place.module.split("."):
                 help_text = (
