@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
+from versions import TRACER_OF_2_13
 
 from surgeon.errors import ModelError
 from surgeon.graph.capture import capture
@@ -283,6 +284,7 @@ def test_an_index_of_a_length_that_data_decides_is_none_of_known_numbers() -> No
     assert told.shapes[told.results[0].name] == ((3, 3),)  # by the values of the mask
 
 
+@TRACER_OF_2_13
 def test_checks_of_values_are_left_out_where_asked() -> None:
     class Careful(nn.Module):
         def forward(self, x: Tensor, ids: Tensor) -> Tensor:

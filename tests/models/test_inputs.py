@@ -11,6 +11,7 @@ import torch
 import transformers
 from tiny_configs import TWEAKS, tiny_config
 from torch import nn
+from versions import CLASSES_OF_5_24
 
 from surgeon.errors import ModelError
 from surgeon.language import builtin_rules
@@ -35,7 +36,7 @@ def run(model: nn.Module, inputs: dict[str, Any]) -> Any:
 SEEING = (
     "Llava",
     "Qwen2VL",
-    "Idefics3",  # an axis of several pictures
+    pytest.param("Idefics3", marks=CLASSES_OF_5_24),  # an axis of several pictures
     "LlavaNext",  # pieces of one
     "Mistral3",  # sizes that the inputs name
     "Kimi_K25",  # patches are small pictures
@@ -44,10 +45,10 @@ SEEING = (
 )
 
 
-@pytest.mark.parametrize("name", [f"{name}ForConditionalGeneration" for name in SEEING])
+@pytest.mark.parametrize("name", SEEING)
 def test_pictures_stand_where_the_class_puts_what_it_makes_of_them(name: str) -> None:
     """The class refuses another number of ids than it has rows; each picture tells on its own example."""
-    model_class, config = tiny(name)
+    model_class, config = tiny(f"{name}ForConditionalGeneration")
     model = model_class(config)
     inputs = real_inputs(model, 0)
     places = inputs["input_ids"] == config.image_token_id
@@ -128,6 +129,7 @@ def test_ids_of_several_channels() -> None:
         assert run(model, inputs).logits.isfinite().all()
 
 
+@CLASSES_OF_5_24
 def test_what_a_class_reads_under_a_name_that_says_nothing() -> None:
     for name, key in (("PerceiverForMaskedLM", "input_ids"), ("SpeechEncoderDecoderModel", "input_values")):
         model_class, config = tiny(name)
@@ -136,6 +138,7 @@ def test_what_a_class_reads_under_a_name_that_says_nothing() -> None:
         assert run(model, real_inputs(model, 0)).logits.isfinite().all()
 
 
+@CLASSES_OF_5_24
 def test_pictures_told_of_beside_the_ids() -> None:
     """By a mask of their places, or of the words that look at them: what is marked hears of the picture."""
     for name, key, first in (
@@ -185,6 +188,7 @@ TABLES = {  # by the class: what it calls the table, and the axis that holds a p
 }
 
 
+@CLASSES_OF_5_24
 @pytest.mark.parametrize("name", TABLES)
 def test_a_class_that_reads_a_table_of_patches_beside_a_grid(name: str) -> None:
     """Each picture tells on its own rows alone, as the grid says they lie."""

@@ -10,6 +10,7 @@ import torch
 from coverage import make
 from safetensors.torch import load_file, save_file
 from torch import nn
+from versions import CLASSES_OF_5_24
 
 from surgeon import apply, verify
 from surgeon.errors import ModelError, NotPreserved, fail
@@ -90,6 +91,7 @@ def test_pictures_that_could_not_be_traced_are_shown_to_stock(
     assert caught.value.code == "S504" and not (tmp_path / "grown").exists()
 
 
+@CLASSES_OF_5_24
 def test_a_model_that_magnifies_its_rounding_is_told_from_one_that_is_wrong(tmp_path: Path) -> None:
     """One of the sentences has ten times the noise of the others, and the class knows no float64 that would
     tell: it is seen by rounding otherwise. A fault of the same model stays one."""
