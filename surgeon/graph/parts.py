@@ -153,6 +153,11 @@ def cdist(x: Tensor, y: Tensor, p: float, compute_mode: int | None) -> Tensor:
     return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, -1)
 
 
+def euclidean_dist(x: Tensor, y: Tensor) -> Tensor:
+    """The same, as torch has it for many rows."""
+    return cdist(x, y, 2.0, None)
+
+
 def slice_scatter(
     x: Tensor, y: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Tensor:
@@ -210,6 +215,7 @@ PARTS: Mapping[Any, Any] = {
     aten.lerp.Tensor: lerp,
     aten.var_mean.correction: var_mean,
     aten._cdist_forward.default: cdist,
+    aten._euclidean_dist.default: euclidean_dist,
     aten.diagonal.default: diagonal,
     aten.prod.default: prod_all,
     aten.prod.dim_int: prod,

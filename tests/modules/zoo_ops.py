@@ -106,6 +106,37 @@ class Radial(nn.Module):
         return self.head(torch.exp(-((apart * self.widths.exp()) ** 2)))
 
 
+class Quantised(nn.Module):
+    """van den Oord et al. 2017: the nearest row of a code book, by an op of torch's for many rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.head = nn.Linear(5, 6), nn.Linear(6, 2)
+        self.book = nn.Parameter(torch.zeros(40, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inward(x)
+        apart = torch.cdist(x, self.book)
+        return self.head(x + self.book[apart.argmin(-1)]) * apart.amin(-1, keepdim=True)
+
+
+class Grouped(nn.Module):
+    """Ainslie et al. 2023: some heads of queries read one of keys and values, which torch repeats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.query, self.out = nn.Linear(5, 6), nn.Linear(6, 16), nn.Linear(16, 6)
+        self.key, self.value, self.head = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inward(x)
+        query, key, value = (
+            layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        read = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        return self.head(x + self.out(read.transpose(1, 2).flatten(2)))
+
+
 class Chosen(nn.Module):
     """Shazeer et al. 2017: each expert reads the tokens that are sent to it, however many."""
 
@@ -230,6 +261,12 @@ ZOO: Mapping[str, Exhibit] = {
     ),
     "planes": Exhibit(Planes, lambda: (torch.randn(2, 3, 4, 4),), (("stem.weight", 0), ("body.weight", 0))),
     "radial": Exhibit(Radial, lambda: (torch.randn(4, 5),), (("centres", 0), ("centres", 1))),
+    "quantised": Exhibit(Quantised, lambda: (torch.randn(3, 30, 5),), (("inward.weight", 0),)),
+    "grouped": Exhibit(
+        Grouped,
+        lambda: (torch.randn(2, 3, 5),),
+        (("inward.weight", 0), ("key.weight", 0), ("value.weight", 0)),
+    ),
     "chosen": Exhibit(
         Chosen,
         lambda: (torch.randn(2, 4, 6),),
