@@ -3,7 +3,8 @@ proved is read off the graph."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +36,7 @@ class Called:
         """What it returns, with gradients recorded or without; neither it nor its arguments change."""
         held = {name: value.clone() for name, value in self.state.items()}
         args, kwargs = _cloned((self.args, dict(self.kwargs)))
-        with torch.set_grad_enabled(graded):
+        with torch.set_grad_enabled(graded), _left_as_it_is(self.module):
             return torch.func.functional_call(self.module, held, args, kwargs)
 
     @property
@@ -43,6 +44,25 @@ class Called:
         """What a call may rewrite: buffers, and the parameters that the graph says it does."""
         named = self.module.named_parameters(remove_duplicate=False)
         return {n: p.detach() for n, p in named if n in self.rewrites} | dict(self.module.named_buffers())
+
+
+@contextlib.contextmanager
+def _left_as_it_is(module: nn.Module) -> Iterator[None]:
+    """What a module keeps of a call beside its tensors, such as biases that were looked up, it forgets: of
+    tensors that stood in for its own it would be wrong."""
+    before = [(part, dict(vars(part))) for part in module.modules()]
+    within = [
+        (held, held.copy()) for _, kept in before for held in kept.values() if type(held) in (dict, list)
+    ]
+    try:
+        yield
+    finally:
+        for part, kept in before:
+            vars(part).clear()
+            vars(part).update(kept)
+        for held, kept in within:
+            held.clear()
+            held.update(kept) if isinstance(held, dict) else held.extend(kept)
 
 
 def _cloned(value: Any) -> Any:
@@ -71,9 +91,10 @@ def held_to_module(plan: Plan, calling: Calling, called: Called, run: Coexecutio
             f"{name} was traced, but fails when it is called: {type(failure).__name__}: {reason(failure)}",
             help="does it run on these inputs, on this device and in this dtype?",
         ) from failure
-    error = _apart(seen, answer, run)
+    epsilon = _narrowest(plan)
+    error = _apart(seen, answer, run, epsilon)
     if error is not None:
-        again = _apart(answer, called.answer(graded=True), run)
+        again = _apart(answer, called.answer(graded=True), run, epsilon)
         why = (
             "it draws random numbers as it runs"
             if again is not None
@@ -88,7 +109,7 @@ def held_to_module(plan: Plan, calling: Calling, called: Called, run: Coexecutio
             if again is not None
             else "it must not take another path when it is traced (torch.compiler.is_exporting, fast paths)",
         )
-    error = _apart(seen, called.answer(graded=False), run)
+    error = _apart(seen, called.answer(graded=False), run, epsilon)
     if error is None:
         return ()
     return (
@@ -97,14 +118,22 @@ def held_to_module(plan: Plan, calling: Calling, called: Called, run: Coexecutio
     )
 
 
-def _apart(ours: Any, theirs: Any, run: Coexecution) -> float | None:
-    """The worst relative difference of two answers, where it is more than rounding explains."""
+def _narrowest(plan: Plan) -> float:
+    """The epsilon of the narrowest floating type that the graph computes in."""
+    values = [node.meta.get("val") for node in plan.anatomy.captured.nodes]
+    kinds = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
+    return max((float(torch.finfo(kind).eps) for kind in kinds), default=0.0)
+
+
+def _apart(ours: Any, theirs: Any, run: Coexecution, epsilon: float) -> float | None:
+    """The worst relative difference of two answers, where it is more than rounding explains, `epsilon` that
+    of the narrowest type."""
     (a, shape), (b, wanted) = tree_flatten(ours), tree_flatten(theirs)
     if shape != wanted:
         return float("inf")
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if isinstance(y, Tensor) and y.is_floating_point()]
     worst = None
-    noise = _noise(pairs[0][0], run) if pairs else 0.0
+    noise = _noise(pairs[0][0], run, epsilon) if pairs else 0.0
     for x, y in pairs:
         error = difference(x.detach(), y.detach(), None)
         if not error <= max(NOISE_FACTOR * noise, TRACE_ROUNDINGS * torch.finfo(y.dtype).eps):
@@ -112,8 +141,11 @@ def _apart(ours: Any, theirs: Any, run: Coexecution) -> float | None:
     return worst
 
 
-def _noise(first: Tensor, run: Coexecution) -> float:
-    """How far the graph's first output is from itself in float64; in float64, what the proof allows for."""
-    if first.dtype == torch.float64 or run.source is None or run.source.shape != first.shape:
-        return run.report.tolerance / NOISE_FACTOR
-    return difference(first.detach(), run.source.to(first.device), None)
+def _noise(first: Tensor, run: Coexecution, epsilon: float) -> float:
+    """How far the graph's first output is from itself with all of it in float64, or what the proof allows
+    for if more. What is beyond all rounding of the narrowest type is none: random numbers, or a choice."""
+    allowed = run.report.tolerance / NOISE_FACTOR
+    if run.source is None or run.source.shape != first.shape:
+        return allowed
+    noise = difference(first.detach(), run.source.to(first.device), None)
+    return max(noise, allowed) if noise < epsilon**0.5 else allowed

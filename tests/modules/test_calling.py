@@ -3,6 +3,7 @@ from its folder. The source itself is the oracle."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -362,3 +363,50 @@ def test_a_batch_is_free_as_far_as_the_graph_holds(tmp_path: Path) -> None:
         loaded(_drawn(10, 5))
     free = surgeon.apply(_recipe(tmp_path), _made(GIVES["one"]), example_inputs=(_drawn(4, 5),)).model
     assert free(_drawn(5000, 5)).shape == (5000, 3)
+
+
+class Remembering(nn.Module):
+    """Looks its bias up once, and keeps what it found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.table = nn.Parameter(torch.randn(5))
+        self.found: dict[str, Tensor] = {}
+        self.calls: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(len(x))
+        if "bias" not in self.found and not torch.compiler.is_exporting():
+            self.found["bias"] = self.table[[1, 3]]
+            self.last = x
+        bias = self.found["bias"] if "bias" in self.found else self.table[[1, 3]]
+        return self.head(torch.tanh(self.inward(x))) + bias
+
+
+def test_what_a_module_keeps_of_a_call_it_has_not_afterwards(tmp_path: Path) -> None:
+    module = Remembering().eval()
+    grown = surgeon.apply(_recipe(tmp_path), module, example_inputs=(torch.randn(3, 4),))
+    assert not module.found and not module.calls and not hasattr(module, "last")
+    x = torch.randn(5, 4)
+    assert grown.model is not None
+    torch.testing.assert_close(grown.model(x), copy.deepcopy(module)(x))
+
+
+class Narrowed(nn.Module):
+    """Of float64, but for one step: what is rounded there, its graph rounds as well, in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.head = nn.Linear(4, 64), nn.Linear(64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.inward(x)).float()
+        if torch.compiler.is_exporting():
+            return self.head((x + 1 / 3 - 1 / 3).double())
+        return self.head((x - 1 / 3 + 1 / 3).double())
+
+
+def test_rounding_in_a_narrower_type_is_no_other_function(tmp_path: Path) -> None:
+    module = Narrowed().double()
+    assert surgeon.apply(_recipe(tmp_path), module, example_inputs=(_drawn(3, 4),)).report.preserved
