@@ -28,6 +28,7 @@ from coverage_judge import judge, wrong
 from coverage_table import table
 from isolation import sweep
 from tiny_configs import TWEAKS, tiny_config
+from tiny_inputs import given
 
 GROUPS = {
     "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
@@ -113,10 +114,15 @@ def make(model_type: str, name: str, folder: Path, tied: bool | None = None) -> 
 
 
 def attempt(
-    folder: Path, dims: tuple[str, ...], out: Path, verify: str = "full", judged_as: Any = None
+    folder: Path,
+    dims: tuple[str, ...],
+    out: Path,
+    verify: str = "full",
+    judged_as: Any = None,
+    inputs: Any = None,
 ) -> dict[str, Any]:
     """Grow the named dims; the errors of the proof, or why it was refused. With `judged_as`, the model's
-    class, stock transformers looks at the folder as well."""
+    class, stock transformers looks at the folder as well. `inputs` are the user's own."""
     import surgeon
     from surgeon.errors import SurgeonError
 
@@ -129,6 +135,7 @@ def attempt(
             recipe,
             folder,
             out,
+            example_inputs=inputs,
             device="cpu",
             verify=verify,
             planned=lambda plan, forecast: planned.append(time.perf_counter() - start),
@@ -154,7 +161,7 @@ def attempt(
         }
     if judged_as is not None:
         tolerance = report.native.tolerance if report.native is not None else 0.0
-        row["judged"] = judge(folder, out, judged_as, result.plan.config_changes, tolerance)
+        row["judged"] = judge(folder, out, judged_as, result.plan.config_changes, tolerance, inputs)
         row["wrong"] = wrong(row["judged"])
     return row
 
@@ -180,19 +187,22 @@ def examine(group: str, model_type: str, name: str, ways: tuple[str, ...]) -> di
             row["tied"] = make(model_type, name, folder)
         except Exception as error:
             return row | {"unbuilt": f"{type(error).__name__}: {error}"[:300]}
+        inputs = given(model_type, transformers.AutoConfig.from_pretrained(folder))
+        row["given"] = sorted(inputs or {})
         start = time.perf_counter()
         try:
-            row["dims"] = len(surgeon.dims(folder).store.labels)
+            row["dims"] = len(surgeon.dims(folder, inputs).store.labels)
         except SurgeonError as error:
             return row | refusal(error)
         row["seconds"] = round(time.perf_counter() - start, 2)
         judged_as = getattr(transformers, name) if "stock" in ways else None
-        together = attempt(folder, TOGETHER, Path(place) / "together", judged_as=judged_as)
+        grow = partial(attempt, folder, inputs=inputs)
+        together = grow(TOGETHER, Path(place) / "together", judged_as=judged_as)
         row["together"] = together
         if "exact" not in together:
-            row["alone"] = {d: attempt(folder, (d,), Path(place) / d, judged_as=judged_as) for d in ALONE}
+            row["alone"] = {d: grow((d,), Path(place) / d, judged_as=judged_as) for d in ALONE}
         elif "alone" in ways:  # the exact check is enough: the folder is of the kind that stock has judged
-            row["alone"] = {d: attempt(folder, (d,), Path(place) / d, verify="sample") for d in TOGETHER}
+            row["alone"] = {d: grow((d,), Path(place) / d, verify="sample") for d in TOGETHER}
         if "ties" in ways:
             row["otherwise"] = _otherwise(model_type, name, Path(place), not row["tied"], judged_as)
     return row

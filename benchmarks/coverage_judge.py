@@ -24,10 +24,15 @@ ROUNDED = 4  # source and target round apart (twice), and shares such as 1/3 rou
 
 
 def judge(
-    source: Path, grown: Path, model_class: Any, fields: Mapping[str, Any], tolerance: float
+    source: Path,
+    grown: Path,
+    model_class: Any,
+    fields: Mapping[str, Any],
+    tolerance: float,
+    inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All checks. `fields` are the config fields that surgeon says it changed, with both values; `tolerance`
-    is that of the stock proof, used where the class knows no float64."""
+    is that of the stock proof, used where the class knows no float64; `inputs` are the user's own."""
     small, _ = _loaded(model_class, source)
     large, account = _loaded(model_class, grown)
     built = model_class(large.config)
@@ -37,7 +42,9 @@ def judge(
         "shapes": _unlike(_shapes(built), _shapes(large)),
         "ties": _unlike(_ties(small), _ties(large)) + _untied(model_class, small, large, built),
         "saved": _saved_again(large, grown, _saved_again(small, source, [])),
-        "unpadded": _unpadded(small, large, tolerance, lambda: _loaded(model_class, source)[0]),
+        "unpadded": _unpadded(
+            small, large, inputs or _inputs(small), tolerance, lambda: _loaded(model_class, source)[0]
+        ),
     }
 
 
@@ -137,11 +144,12 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensor.reshape(1) if tensor.ndim == 0 else tensor
 
 
-def _unpadded(small: Any, large: Any, tolerance: float, again: Callable[[], Any]) -> dict[str, float]:
+def _unpadded(
+    small: Any, large: Any, inputs: Mapping[str, Any], tolerance: float, again: Callable[[], Any]
+) -> dict[str, float]:
     """The error of all outputs that keep their shapes, or else of those that hold the source's numbers once
     more, on inputs without a mask; and what the source's own rounding allows. Where that is not enough, the
     source, loaded `again`, rounds otherwise a few times: one draw of its noise may be small by luck."""
-    inputs = _inputs(small)
     ours, theirs = _outputs(large, inputs), _outputs(small, inputs)
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.shape == b.shape]
     pairs = pairs or [_numbers(a, b) for a, b in zip(ours, theirs, strict=True)]

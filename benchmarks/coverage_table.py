@@ -55,7 +55,8 @@ def table(rows: list[Row]) -> str:
         "Every class of the auto mappings of transformers, tiny, with all parameters at random, grown by",
         "`grow hidden, ffn, heads by 2` with uneven shares and noise; where the three together are refused,",
         "each alone and head_dim alone. *Exact* is the error of the outputs in float64, *stock* that of",
-        "stock transformers in float32 on the written folder. Made by `benchmarks/coverage.py`.",
+        "stock transformers in float32 on the written folder. Made by `benchmarks/coverage.py`. † marks",
+        "classes on inputs of one's own, as `--inputs` gives them (`benchmarks/tiny_inputs.py`).",
         "",
         "A refusal is *right* where the larger class has something in the way that no weight can change.",
         "That is told by the refusal's code and text, for all classes alike:",
@@ -134,7 +135,8 @@ def _row(row: Row) -> str:
     text = why.splitlines()[0].replace("|", "\\|")[:150] if why else ""
     if "code" in together and together["code"] and rightly(together):
         text = f"rightly, {rightly(together)}: {text}"
-    return f"| {row['class']} | {row.get('dims', '')} | {grown} | {errors} | {_ways(row)} | {text} |"
+    name = row["class"] + (" †" if row.get("given") else "")
+    return f"| {name} | {row.get('dims', '')} | {grown} | {errors} | {_ways(row)} | {text} |"
 
 
 def _ways(row: Row) -> str:

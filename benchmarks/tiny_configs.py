@@ -57,6 +57,7 @@ SIZES: tuple[tuple[str, int], ...] = (  # the first pattern that matches a whole
     (r"head_hidden_size|auxiliary_channels", 12),
     (r"neck_out_channels", 24),
     (r"upsample_groups", 4),
+    (r"num_filters", 4),
     (r"mm_tokens_per_image", 4),
 )
 
@@ -121,6 +122,10 @@ SPLIT: dict[str, Any] = {"rope_parameters": TURNED["text_config.rope_parameters"
 FUSED: dict[str, Any] = {"neck_hidden_sizes": [16, 24, 32, 40]}  # four stages of a backbone, each its width
 SWIN: dict[str, Any] = {"num_layers": 2, "image_size": 32, "patch_size": 4, "window_size": 4}
 
+SERIES: dict[str, Any] = {"prediction_length": 4, "context_length": 12, "lags_sequence": [1, 2, 3]} | {
+    "num_time_features": 2,
+    "feature_size": 7,
+}
 PIECES: dict[str, Any] = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
 VOCABULARY = {"<image>": 4, "<|extra_200|>": 7}
 
@@ -378,7 +383,6 @@ TWEAKS: dict[str, dict[str, Any]] = {
     },
     "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
     "moonshine_streaming": {"num_key_value_heads": 4, "head_dim": 16},
-    "vibevoice": {"audio_config.num_filters": 2, "semantic_model_config.num_filters": 2},
     "fun_asr_nano": {"adaptor_config.intermediate_size": 16},
     "granite_speech": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
     "granite_speech_plus": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
@@ -473,6 +477,10 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "glm5_next_text": {"qk_rope_head_dim": 0},
     **{name: {"flow_head_config.condition_dim": 64} for name in ("gradium_phonon_tts", "pocket_tts")},
     "granite_speech5_encoder": {"context_size": 16},
+    "patchtst": {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8},
+    "patchtsmixer": {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8}
+    | {"num_patches": 4},
+    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), SERIES),
     "encodec": {"codebook_dim": 64},
     "nemotron3_diarization_audio": {"num_key_value_heads": 4},
     "bros": {"dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 16},

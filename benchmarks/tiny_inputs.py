@@ -1,0 +1,180 @@
+"""Inputs of one's own for classes whose inputs surgeon does not make up: what a user gives with `--inputs`.
+
+By model type: a function of the config that gives the tensors of one batch, by the names of the class's
+forward pass. BATCH examples; sizes as the type's documentation has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BATCH, STEPS = 3, 6
+Inputs = dict[str, Tensor]
+
+
+def given(model_type: str, config: Any) -> Inputs | None:
+    """The inputs for a model of a type; None where surgeon makes them up."""
+    make = GIVEN.get(model_type)
+    if make is None:
+        return None
+    torch.manual_seed(3)
+    return make(config)
+
+
+def series(config: Any) -> Inputs:
+    """What was measured: batch × steps × channels."""
+    return {"past_values": torch.randn(BATCH, config.context_length, config.num_input_channels)}
+
+
+def forecast(config: Any) -> Inputs:
+    """Series of one number each, and of which frequency."""
+    length = config.context_length
+    return {
+        "past_values": torch.randn(BATCH, length),
+        "past_values_padding": torch.zeros(BATCH, length, dtype=torch.long),
+        "freq": torch.tensor([[0], [1], [2]]),
+    }
+
+
+def padded_series(config: Any) -> Inputs:
+    inputs = forecast(config)
+    del inputs["freq"]
+    return inputs
+
+
+def probable(config: Any) -> Inputs:
+    """Series with lags, and what is known of each moment of them: batch × steps × features."""
+    past, ahead = config.context_length + max(config.lags_sequence), config.prediction_length
+    features = config.num_time_features
+    return {
+        "past_values": torch.randn(BATCH, past),
+        "past_time_features": torch.randn(BATCH, past, features),
+        "past_observed_mask": torch.ones(BATCH, past),
+        "future_values": torch.randn(BATCH, ahead),
+        "future_time_features": torch.randn(BATCH, ahead, features),
+    }
+
+
+def decisions(config: Any) -> Inputs:
+    """Trajectories: what was seen, done and earned."""
+    return {
+        "states": torch.randn(BATCH, STEPS, config.state_dim),
+        "actions": torch.randn(BATCH, STEPS, config.act_dim),
+        "rewards": torch.randn(BATCH, STEPS, 1),
+        "returns_to_go": torch.randn(BATCH, STEPS, 1),
+        "timesteps": torch.arange(STEPS).repeat(BATCH, 1),
+        "attention_mask": torch.ones(BATCH, STEPS, dtype=torch.long),
+    }
+
+
+def mel(config: Any) -> Inputs:
+    """A spectrogram whose mask says where it is padding."""
+    length, mask = 32, torch.zeros(BATCH, 32, dtype=torch.bool)
+    mask[-1, 24:] = True
+    return {"audio_mel": torch.randn(BATCH, length, config.input_feat_size), "audio_mel_mask": mask}
+
+
+def latents(config: Any) -> Inputs:
+    return {"latents": torch.randn(BATCH, config.hidden_size, STEPS)}
+
+
+def queries(config: Any) -> Inputs:
+    """Queries that look at a picture's rows."""
+    return {
+        "query_embeds": torch.randn(BATCH, STEPS, config.hidden_size),
+        "encoder_hidden_states": torch.randn(BATCH, 5, config.encoder_hidden_size),
+    }
+
+
+def seen_and_read(config: Any) -> Inputs:
+    """Words, and boxes of a picture with their features."""
+    return {
+        "input_ids": torch.randint(4, config.vocab_size, (BATCH, 7)),
+        "visual_feats": torch.randn(BATCH, 5, config.visual_feat_dim),
+        "visual_pos": torch.rand(BATCH, 5, config.visual_pos_dim),
+    }
+
+
+def prompted(config: Any) -> Inputs:
+    """A picture, another one, and what is to be seen in that."""
+    size = config.image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    shape = (BATCH, config.num_channels, height // 2, width)
+    names = ("pixel_values", "prompt_pixel_values", "prompt_masks")
+    return {name: torch.randn(shape) for name in names}
+
+
+def matched(config: Any) -> Inputs:
+    """Two pictures that show the same."""
+    return {"pixel_values": torch.rand(BATCH, 2, 3, 64, 64)}
+
+
+def placed_patches(config: Any) -> Inputs:
+    """Patches in rows, each with its place: across and down."""
+    side = 2 * config.pooling_kernel_size
+    across, down = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy")
+    places = torch.stack([across, down], -1).reshape(1, -1, 2).repeat(BATCH, 1, 1)
+    return {
+        "pixel_values": torch.rand(BATCH, side * side, 3 * config.patch_size**2),
+        "pixel_position_ids": places,
+    }
+
+
+def embedded(config: Any) -> Inputs:
+    return {"inputs_embeds": torch.randn(BATCH, STEPS, config.hidden_size)}
+
+
+def drafted(config: Any) -> Inputs:
+    """Words to be, and what the larger model has seen before them."""
+    return {
+        "noise_embeds": torch.randn(BATCH, 4, config.hidden_size),
+        "context_hidden_states": torch.randn(BATCH, STEPS, config.hidden_size),
+    }
+
+
+def sound(config: Any) -> Inputs:
+    """One channel of samples."""
+    return {"hidden_states": torch.randn(BATCH, 1, 3840)}
+
+
+def sounding(config: Any) -> Inputs:
+    return {"input_values": torch.randn(BATCH, 1, 3840)}
+
+
+def coded(config: Any) -> Inputs:
+    return {"hidden_states": torch.randn(BATCH, config.hidden_size, STEPS)}
+
+
+def page(config: Any) -> Inputs:
+    return {"pixel_values": torch.rand(BATCH, 3, 64, 64)}
+
+
+GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
+    "patchtst": series,
+    "patchtsmixer": series,
+    "timesfm": forecast,
+    "timesfm2_5": padded_series,
+    "autoformer": probable,
+    "informer": probable,
+    "time_series_transformer": probable,
+    "decision_transformer": decisions,
+    "gemma3n_audio": mel,
+    "mimi_decoder": latents,
+    "pocket_tts_audio_tokenizer_decoder": latents,
+    "blip_2_qformer": queries,
+    "lxmert": seen_and_read,
+    "seggpt": prompted,
+    "lightglue": matched,
+    "gemma4_vision": placed_patches,
+    "nemotron3_5_transcribe_word_timestamp": embedded,
+    "muse_glimmer_assistant": drafted,
+    "vibevoice_acoustic_tokenizer": sounding,
+    "vibevoice_acoustic_tokenizer_encoder": sound,
+    "vibevoice_acoustic_tokenizer_decoder": coded,
+    "pocket_tts_audio_tokenizer_encoder": sounding,
+    "uvdoc": page,
+}
