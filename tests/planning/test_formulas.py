@@ -145,6 +145,22 @@ def test_a_parameter_that_is_an_output_is_not_shared_out(tmp_path: Path) -> None
     assert caught.value.code == "S330"
 
 
+@pytest.mark.parametrize("line", ["k 0 by 2", "q 1 by 2", "q 1 by 3/2", "q 3 by 2", "v 2 by 3/2"])
+def test_attention_of_grouped_heads(line: str, tmp_path: Path) -> None:
+    """Two queries to each of three keys, by torch's own grouping: keys, queries to a key, and the sizes of a
+    head grow, those of the keys and of the values apart."""
+
+    def attend(m: Any, x: Tensor) -> Tensor:
+        q = torch.einsum("bti,grid->bgrtd", x, m.q).flatten(1, 2)
+        k, v = (torch.einsum("bti,gid->bgtd", x, w) for w in (m.k, m.v))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return torch.einsum("bhtd,hdo->bto", mixed, m.out)
+
+    module = Formula(attend, q=(3, 2, 5, 4), k=(3, 5, 4), v=(3, 5, 6), out=(6, 6, 2))
+    lines = (line, "spread * with uneven(1, 2)", "noise * at 10 dB")
+    same(grow(module, tmp_path, *lines, x=numbers(3, 4, 5)), module, numbers(3, 4, 5, seed=2))
+
+
 def test_a_view_of_what_lies_otherwise_in_memory(tmp_path: Path) -> None:
     """Attention whose queries and keys are wider than its values lays out its result otherwise."""
 
