@@ -24,6 +24,12 @@ def hidden(m: Any, x: Tensor) -> Tensor:
     return F.linear(x, m.inward)
 
 
+def _none_repeated(m: Any, x: Tensor) -> Tensor:
+    h = torch.tanh(hidden(m, x))
+    rows = [h[:0].repeat_interleave(4, 0), h[:0].repeat(3, 1), h[1:].repeat(2, 1), h]
+    return F.linear(torch.cat(rows), m.out)
+
+
 def _written_over(m: Any, x: Tensor) -> Tensor:
     h = hidden(m, x).clone()
     h[:, :2] *= m.gain
@@ -40,6 +46,11 @@ GROWS: dict[str, Case] = {
     "a strided slice that counts its start from the end": (
         lambda m, x: F.linear(hidden(m, x)[:, -6::2], m.out),
         {"inward": (6, 5), "out": (2, 3)},
+        "inward 0 by 2",
+    ),
+    "rows of which there are none, repeated": (
+        _none_repeated,
+        {"inward": (6, 5), "out": (2, 6)},
         "inward 0 by 2",
     ),
     "one parameter twice in a product": (
