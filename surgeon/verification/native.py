@@ -157,8 +157,8 @@ def told_of_stock(folder: Path) -> Iterator[None]:
 
 
 def observe_wider(see: Callable[[torch.dtype], Observed], small: Observed) -> Observed | None:
-    """The stock model in the next wider dtype than that of `small`; None where that is float64 and the class's
-    own code knows only float32, or gives no numbers in it. `see` runs it in a dtype."""
+    """The stock model in the next wider dtype than that of `small`; None where the class gives no numbers in
+    it, or where it is float64 and the class's own code knows only float32. `see` runs it in a dtype."""
     try:
         wide = see(WIDER[small.dtype])
     except RuntimeError:  # as torch says that two dtypes do not go together
