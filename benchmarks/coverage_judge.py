@@ -7,6 +7,7 @@ Each check gives what it found wrong, in words; nothing found is an empty list.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from surgeon.models.inputs import real_inputs
 from surgeon.verification.rounding import DRAWS, round_otherwise
 
 SETTLED = 1e-4  # more moves no rounding of float32: a choice fell otherwise
+ENDLESS = 1e37  # float32's smallest number stands where words are ruled out
 ROUNDED = 4  # source and target round apart (twice), and shares such as 1/3 round once more
 
 
@@ -153,14 +155,16 @@ def _unpadded(
     ours, theirs = _outputs(large, inputs), _outputs(small, inputs)
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.shape == b.shape]
     pairs = pairs or [_numbers(a, b) for a, b in zip(ours, theirs, strict=True)]
-    error = max((_difference(a, b) for a, b in pairs), default=float("nan"))
+    error = max((_difference(a, b) for a, b in pairs), key=_rank, default=float("nan"))
 
     def noise(others: list[Tensor]) -> float:
-        return max(_difference(b, c) for b, c in zip(theirs, others, strict=True))
+        return max((_difference(b, c) for b, c in zip(theirs, others, strict=True)), key=_rank)
 
     try:
         wide = _outputs(small.double(), {n: _double(v) for n, v in inputs.items()})
-        tolerance = ROUNDED * max(noise(wide), torch.finfo(torch.float32).eps)
+        known = noise(wide)
+        if math.isfinite(known):  # there are classes that give no numbers in float64
+            tolerance = ROUNDED * max(known, torch.finfo(torch.float32).eps)
     except RuntimeError:  # as torch says that two dtypes do not go together
         pass
     for draw in DRAWS if error > tolerance else ():
@@ -210,8 +214,18 @@ def _outputs(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     return [v.double() for v in result.values() if isinstance(v, Tensor) and v.is_floating_point()]
 
 
+def _rank(difference: float) -> float:
+    """Beyond all others where it is no number."""
+    return difference if difference == difference else math.inf
+
+
 def _difference(a: Tensor, b: Tensor) -> float:
-    """Relative to the largest magnitude; places where both are the same infinity are alike."""
+    """Relative to the largest magnitude; places where both are the same infinity, or the number that a class
+    writes for it, are alike."""
+    a, b = (torch.where(t.abs() >= ENDLESS, t.sign() * math.inf, t) for t in (a, b))
     apart = torch.where(a == b, torch.zeros_like(a), a - b).abs()
+    if not apart.numel():
+        return 0.0
     finite = b[b.isfinite()].abs()
-    return float(apart.max() / finite.max().clamp_min(1e-30)) if finite.numel() else 0.0
+    scale = finite.max().clamp_min(1e-30) if finite.numel() else torch.ones(())
+    return float(apart.max() / scale)

@@ -68,7 +68,8 @@ copy carries it all and the others are zero.""",
 The axes of outputs are named by those of the arguments. An axis of unknown origin is written `_`.""",
     "S128": """An axis pattern is malformed.
 A pattern holds names, at most one `...`, `_` for one axis without a name, and `1` for an axis of size one:
-`[... h s 1]`.""",
+`[... h s 1]`. An axis that is a product is written `g*r`: an output has each of its factors, and all but one
+are axes of their own in some argument, which tells their sizes.""",
     "S129": """A spread is wrong.
 A spread is `symmetric`, `diagonal`, `first`, or `uneven` with one positive weight for each copy:
 `uneven(1, 2)`.""",

@@ -53,6 +53,14 @@ def _window(op: Any) -> Iterable[Case]:
         yield from _calls(op, (shape, ([size] * spatial,)), (shape[1:], ([size] * spatial,)))
 
 
+def _attention(*shapes: tuple[int, ...], masked: bool = False, **options: Any) -> Case:
+    """Queries, keys, values and, where it is `masked`, a mask."""
+    op = aten.scaled_dot_product_attention.default
+    if masked:
+        return lambda q, k, v, mask: op(q, k, v, mask, **options), shapes
+    return lambda q, k, v: op(q, k, v, **options), shapes
+
+
 def _convolution(transposed: bool, spatial: int) -> list[Case]:
     """Plain, grouped and depthwise, with and without a bias."""
     names = ("conv_transpose{}d", "conv{}d")
@@ -181,6 +189,15 @@ TABLE: dict[str, list[Case]] = {
         (lambda x, y: aten.cat.default([x, y]), ((3, 4), (2, 4))),
         (lambda x, y: aten.cat.default([x, y, x], -1), ((3, 4), (3, 2))),
         (lambda x: aten.cat.default([x, x], 1), ((3, 4),)),
+    ],
+    "aten.scaled_dot_product_attention": [
+        _attention((3, 2, 4), (3, 5, 4), (3, 5, 6)),
+        _attention((7, 3, 2, 4), (7, 3, 5, 4), (7, 3, 5, 6), (7, 3, 2, 5), masked=True),
+        _attention((7, 3, 2, 4), (7, 1, 5, 4), (7, 1, 5, 6), (1, 2, 5), masked=True),  # broadcast
+        _attention((7, 6, 2, 4), (7, 3, 5, 4), (7, 3, 5, 8), enable_gqa=True),
+        _attention((7, 6, 2, 4), (7, 3, 5, 4), (7, 3, 5, 8), (7, 6, 2, 5), masked=True, enable_gqa=True),
+        _attention((7, 6, 5, 4), (7, 3, 5, 4), (7, 3, 5, 8), is_causal=True, scale=0.3, enable_gqa=True),
+        _attention((7, 3, 2, 4), (7, 1, 5, 4), (7, 1, 5, 6), enable_gqa=True),
     ],
     "aten.stack": [
         (lambda x, y: aten.stack.default([x, y]), ((3, 4), (3, 4))),

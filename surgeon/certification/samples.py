@@ -8,6 +8,7 @@ theirs may grow) except those it names as parameters.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -135,7 +136,7 @@ def _by_signature(rule: OpRule, op: Any) -> Iterator[Case]:
         for position, pattern in enumerate(signature.args):
             if pattern.axes is None or (pattern.optional and not present):
                 continue
-            shape = [sizes.get(n, 1) for n in pattern.axes.names]
+            shape = [math.prod(sizes.get(n, 1) for n in names) for names in pattern.axes.axes]
             if pattern.axes.ellipsis is not None:
                 shape[pattern.axes.ellipsis : pattern.axes.ellipsis] = rest
             where[position] = len(shapes)

@@ -183,11 +183,11 @@ class Branches(TorchFunctionMode):
         if table is not None and not made.numel():  # a list of nothing does not say what of
             table = table.reshape(made.shape)
         for tensor, value in zip(tensors, values, strict=True):
-            asked = of_numbers(value.tolist(), value.dtype, tensor.device)
+            found, asked = _put_down(value, tensor.device)
             if table is None or asked is None:
                 return None
             if id(tensor) in self._given:
-                torch._assert_async((tensor == asked).all(), f"{value.tolist()} at {_where()}")
+                torch._assert_async((tensor == asked).all(), f"{found} at {_where()}")
         if table is not None:
             self._known[id(table)] = table, made
         return table
@@ -292,6 +292,21 @@ def _casts_in_place() -> contextlib.AbstractContextManager[Any]:
 
 def _tensors_in(*trees: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(trees)[0] if isinstance(leaf, Tensor)]
+
+
+def _put_down(value: Tensor, device: torch.device) -> tuple[list[Any], Tensor | None]:
+    """A value as its numbers, and as a tensor made of them; a long mask by where it is true. None for what is
+    longer."""
+    found = value.tolist()
+    asked = of_numbers(found, value.dtype, device)
+    if asked is None and value.dtype == torch.bool:
+        with _disable_current_modes():
+            found = value.flatten().nonzero().flatten().tolist()
+        true = of_numbers(found, torch.long, device)
+        if true is not None:
+            none = torch.zeros(value.numel(), dtype=torch.bool, device=device)
+            asked = none.index_put((true,), torch.ones_like(true, dtype=torch.bool)).reshape(value.shape)
+    return found, asked
 
 
 def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -17,7 +17,6 @@ def canonical(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
     _leave_positions(graph)
     _norm_one_axis(graph)
-    _repeat_key_heads(graph)
 
 
 def _drop_copies(graph: fx.Graph) -> None:
@@ -98,37 +97,6 @@ def _norm_one_axis(graph: fx.Graph) -> None:
             back = laid(node, aten.unflatten.int, -1, list(shape))
         back.meta = {**whole, "val": whole["val"]}
         node.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
-
-
-def _repeat_key_heads(graph: fx.Graph) -> None:
-    """Fewer heads of keys than of queries, each read by several that stand side by side, are repeated before
-    an attention that has as many of both."""
-    aten = torch.ops.aten
-    for node in list(graph.nodes):
-        if node.target is not aten.scaled_dot_product_attention.default or not node.kwargs.get("enable_gqa"):
-            continue
-        query, *held = node.args[:3]
-        node.kwargs = {name: given for name, given in node.kwargs.items() if name != "enable_gqa"}
-        with graph.inserting_before(node):
-            repeated = [_repeated(graph, node, heads, query.meta["val"].shape[-3]) for heads in held]
-        node.args = (query, *repeated, *node.args[3:])
-
-
-def _repeated(graph: fx.Graph, node: fx.Node, heads: fx.Node, wanted: int) -> fx.Node:
-    aten = torch.ops.aten
-    count, rank = heads.meta["val"].shape[-3], heads.meta["val"].ndim
-    if count == wanted:
-        return heads
-    each = [-1] * (rank - 2) + [wanted // count, -1, -1]
-    for target, args in (
-        (aten.unsqueeze.default, (-3,)),
-        (aten.expand.default, (each,)),
-        (aten.flatten.using_ints, (-4, -3)),
-    ):
-        made = graph.call_function(target, (heads, *args))
-        made.meta = {**node.meta, "val": target(heads.meta["val"], *args)}
-        heads = made
-    return heads
 
 
 def name_dtypes(graph: fx.Graph) -> None:

@@ -1,12 +1,14 @@
 """Rules with a signature: ``linear(x[... i], weight[o i], bias[o]?) -> [... o]``.
 
 A name that stands twice ties two axes; one that no output has is summed; ``...`` stands for any
-leading axes, aligned at the right and broadcast.
+leading axes, aligned at the right and broadcast. ``g*r`` is one axis that is a product of two.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from surgeon.axes.store import UNIT, Axis, AxisConflict, Store
@@ -27,23 +29,38 @@ class Matched:
     argument: str
     position: int  # in the call's arguments
     node: Any
-    rest: Axes  # what `...` stands for
-    named: dict[str, int]  # axis name -> index of the axis in the tensor
+    names: tuple[tuple[str, ...], ...]  # of each axis: those of its factors; none where `...` stands for it
     axes: Axes
 
+    @property
+    def rest(self) -> Axes:
+        """What ``...`` stands for."""
+        return tuple(axis for names, axis in zip(self.names, self.axes, strict=True) if not names)
 
-def lay(pattern: AxisPattern, rank: int) -> tuple[dict[str, int], slice]:
-    """Where each name of a pattern lies in a tensor of this rank, and what ``...`` covers."""
-    names, dots = pattern.names, pattern.ellipsis
-    if dots is None:
-        if len(names) != rank:
-            raise AxisConflict(f"the rule says {len(names)} axes and the tensor has {rank}", ())
-        return dict(zip(names, range(rank), strict=True)), slice(0, 0)
-    extra = rank - len(names)
+    @property
+    def named(self) -> dict[str, int]:
+        """The index of the axis that has a name, or of which it names a factor."""
+        return {name: i for i, names in enumerate(self.names) for name in names}
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor of an axis: its name, none where ``...`` stands for it, and the index of the axis."""
+
+    name: str
+    place: int
+    axis: Axis
+
+
+def lay(pattern: AxisPattern, rank: int) -> tuple[tuple[str, ...], ...]:
+    """For each axis of a tensor of this rank its names in a pattern; none where ``...`` covers it."""
+    axes, dots = pattern.axes, pattern.ellipsis
+    extra = rank - len(axes)
+    if dots is None and extra:
+        raise AxisConflict(f"the rule says {len(axes)} axes and the tensor has {rank}", ())
     if extra < 0:
-        raise AxisConflict(f"the rule says at least {len(names)} axes and the tensor has {rank}", ())
-    where = [i if i < dots else i + extra for i in range(len(names))]
-    return dict(zip(names, where, strict=True)), slice(dots, dots + extra)
+        raise AxisConflict(f"the rule says at least {len(axes)} axes and the tensor has {rank}", ())
+    return (*axes[:dots], *((),) * extra, *axes[dots:]) if dots is not None else axes
 
 
 def match(call: Call) -> list[Matched]:
@@ -59,9 +76,39 @@ def match(call: Call) -> list[Matched]:
             if not pattern.optional:
                 raise AxisConflict(f"the rule wants a tensor for {pattern.name}", ())
             continue
-        named, rest = lay(pattern.axes, len(value.axes))
-        matched.append(Matched(pattern.name, position, arg, value.axes[rest], named, value.axes))
+        names = lay(pattern.axes, len(value.axes))
+        matched.append(Matched(pattern.name, position, arg, names, value.axes))
     return matched
+
+
+def known_sizes(matched: list[Matched], store: Store) -> dict[str, int]:
+    """The size of each name that is an axis of its own somewhere; one of size one may be broadcast."""
+    sizes: dict[str, int] = {}
+    for tensor in matched:
+        for names, axis in zip(tensor.names, tensor.axes, strict=True):
+            if len(names) == 1:
+                sizes[names[0]] = max(sizes.get(names[0], 1), store.size(axis))
+    return sizes
+
+
+def factored(
+    names: tuple[tuple[str, ...], ...], axes: Axes, sizes: Mapping[str, int], store: Store
+) -> list[Factor]:
+    """The factors of a tensor's axes, left to right: a product is divided as the known sizes of others say,
+    what is left being the one that is not known. Raises AxisConflict where it does not divide."""
+    found = []
+    for place, (several, axis) in enumerate(zip(names, axes, strict=True)):
+        if len(several) < 2:
+            found.append(Factor("".join(several), place, axis))
+            continue
+        whole = store.size(axis)
+        known = prod(sizes.get(name, 1) for name in several)
+        if whole != 1 and whole % known:
+            raise AxisConflict(f"an axis of size {whole} does not divide by {known}", store.leaves(axis))
+        each = tuple(1 if whole == 1 else sizes.get(name, whole // known) for name in several)
+        divided = store.regroup(axis, each)
+        found += [Factor(name, place, part) for name, part in zip(several, divided, strict=True)]
+    return found
 
 
 def summed(call: Call) -> set[str]:
@@ -86,10 +133,11 @@ def infer(call: Call, store: Store) -> list[Axes]:
     assert signature is not None
     matched = match(call)
     bound: dict[str, Axis] = {}
+    sizes = known_sizes(matched, store)
     for tensor in matched:
-        for name, i in tensor.named.items():
-            axis = tensor.axes[i]
-            if name in ("_", "1"):
+        for factor in factored(tensor.names, tensor.axes, sizes, store):
+            name, axis = factor.name, factor.axis
+            if name in ("", "_", "1"):
                 continue
             known = bound.get(name, UNIT)
             if known == UNIT or axis == UNIT:
@@ -103,7 +151,7 @@ def infer(call: Call, store: Store) -> list[Axes]:
                 store.pin(bound.get(name, UNIT), *ROLE_PINS[role.word])
     outputs = []
     for number, pattern in enumerate(signature.outputs):
-        axes = [bound.get(name, UNIT) for name in pattern.names]
+        axes = [tuple(f for name in names for f in bound.get(name, UNIT)) for names in pattern.axes]
         shape = call.shapes[number] if number < len(call.shapes) else None
         if "_" in pattern.names and shape is not None:  # an output that nothing reads
             axes = [store.fresh(size, call.node.name) for size in shape]

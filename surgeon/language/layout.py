@@ -184,7 +184,7 @@ def _one_line_blocks(stream: list[Token]) -> set[int]:
 def _spaced(tokens: list[Token]) -> list[str]:
     """The tokens as text, each with the space before it."""
     pieces: list[str] = []
-    brackets = 0
+    brackets, pattern = 0, False
     for i, token in enumerate(tokens):
         previous = tokens[i - 1].type if i else None
         tag = i > 1 and tokens[i - 2].type == "AS"
@@ -195,9 +195,11 @@ def _spaced(tokens: list[Token]) -> list[str]:
             or (token.type == "LPAR" and previous in ("NAME", "DOTTED") and not tag)
             or (token.type == "LSQB" and previous == "NAME")
             or (token.type == "COLON" and brackets > 0)
+            or (pattern and "STAR" in (token.type, previous))
             or (token.type == "RBRACE" and previous == "LBRACE")
         )
         brackets += (token.type == "LPAR") - (token.type == "RPAR")
+        pattern = token.type != "RSQB" and (pattern or token.type == "LSQB")
         pieces.append(str(token) if tight else f" {token}")
     return pieces
 

@@ -140,24 +140,49 @@ def _signature(signature: Tree, report: Report) -> Signature:
                     near=(axis, given - set(ANONYMOUS)),
                     help=None,
                 )
+    _products(trees(signature, "argument"), args, outputs, report)
     return Signature(tuple(args), tuple(outputs))
 
 
+def _products(
+    arguments: list[Tree], args: list[ArgPattern], outputs: list[AxisPattern], report: Report
+) -> None:
+    """An axis that is a product: its factors are kept, and all but one are axes of their own elsewhere."""
+    alone = {axis[0] for arg in args if arg.axes for axis in arg.axes.axes if len(axis) == 1}
+    alone, kept = alone | set(ANONYMOUS), {name for output in outputs for name in output.names}
+    for written, argument in zip(arguments, args, strict=True):
+        for axis in argument.axes.axes if argument.axes else ():
+            lost = [name for name in axis if name not in {*kept, *ANONYMOUS}]
+            product = "*".join(axis)
+            if len(axis) > 1 and lost:
+                report.error("S128", f"`{lost[0]}` is part of `{product}`, and no output has it", written)
+            elif len(axis) > 1 and len(set(axis) - alone) > 1:
+                said = f"the sizes of `{product}` are not known: more than one of them is no axis elsewhere"
+                report.error("S128", said, written)
+
+
 def _pattern(pattern: Tree, report: Report) -> AxisPattern:
-    names: list[str] = []
+    axes: list[tuple[str, ...]] = []
     ellipsis = None
-    for part in tokens(pattern, "NAME", "NUMBER", "ELLIPSIS"):
-        if part.type != "ELLIPSIS":
+    joins = False
+    for part in tokens(pattern, "NAME", "NUMBER", "ELLIPSIS", "STAR"):
+        if part.type == "STAR":
+            joins = True
+        elif part.type != "ELLIPSIS":
             if part.type == "NUMBER" and part != "1":
                 report.error(
                     "S128", f"an axis cannot be fixed to {part}", part, expected="a name, `_`, `1` or `...`"
                 )
-            names.append(str(part))
+            before = axes.pop() if joins else ()
+            axes.append((*before, str(part)))
+            if joins and set(ANONYMOUS) & {*axes[-1]}:
+                report.error("S128", "what an axis is a product of needs names", part)
+            joins = False
         elif ellipsis is None:
-            ellipsis = len(names)
+            ellipsis = len(axes)
         else:
             report.error("S128", "`...` can stand only once in a pattern", part)
-    return AxisPattern(tuple(names), ellipsis)
+    return AxisPattern(tuple(axes), ellipsis)
 
 
 class _Body:

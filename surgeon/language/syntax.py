@@ -58,11 +58,16 @@ KINDS = {
 
 @dataclass(frozen=True)
 class AxisPattern:
-    """``[... o i]``: named axes of one tensor. ``ellipsis`` is the index at which ``...``
-    stands among the names, or None. A name ``_`` matches one axis and binds nothing."""
+    """``[... o i]``: the axes of one tensor, each by its name or, where it is a product ``g*r``, by those of
+    its factors. ``ellipsis`` is the index at which ``...`` stands among the axes, or None. A name ``_``
+    matches one axis and binds nothing."""
 
-    names: tuple[str, ...]
+    axes: tuple[tuple[str, ...], ...]
     ellipsis: int | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for axis in self.axes for name in axis)
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,36 @@ def build_config(config: Any, changes: Mapping[str, Any]) -> Any:
         raise refusal(config, changes, error) from error
 
 
+def following_fields(config: Any, changes: Mapping[str, Any]) -> dict[str, int]:
+    """Fields that say what the class derives from others, and what it derives where those are changed: left
+    out, they come out as they are, and with `changes` otherwise."""
+    found = {}
+    for field, value in numeric_fields(config).items():
+        if field in changes:
+            continue
+        try:
+            before, after = (_derived(config, field, given) for given in ({}, changes))
+        except ModelError:  # the class cannot do without it
+            continue
+        if before == value and isinstance(after, int) and after != value:
+            found[field] = after
+    return found
+
+
+def _derived(config: Any, field: str, changes: Mapping[str, Any]) -> Any:
+    """What the class makes of a field that is left out."""
+    state = copy.deepcopy(build_config(config, changes).to_dict())
+    *parents, last = field.split(".")
+    place = state
+    for parent in parents:
+        place = place[parent]
+    place.pop(last)
+    try:
+        return field_value(type(config).from_dict(state), field)
+    except Exception as error:
+        raise refusal(config, changes, error) from error
+
+
 def _no_field(config: Any, field: str) -> ModelError:
     near = get_close_matches(field, [*numeric_fields(config), *type(config).attribute_map], 1)
     return fail(

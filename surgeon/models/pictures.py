@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -76,12 +77,14 @@ def table_of(
 
 
 def runs_on(module: nn.Module, inputs: Mapping[str, Any]) -> bool:
-    """Whether the class runs on inputs of these shapes, without data."""
+    """Whether the class runs on inputs of these shapes, without data. It is told that it is traced: what it
+    keeps for the next call would have none either."""
     empty, fake, asked = _on_meta(module), FakeTensorMode(allow_non_fake_inputs=True), Branches()
     given = {k: fake.from_tensor(v.to("meta")) if isinstance(v, Tensor) else v for k, v in inputs.items()}
     asked.know(given, inputs)
     try:
-        with torch.no_grad(), fake, asked:  # fake: what a class wants on CPU it gets there
+        # fake: what a class wants on CPU it gets there
+        with torch.no_grad(), fake, asked, patch.object(torch.compiler, "is_compiling", return_value=True):
             empty(**given)
     except Exception:  # of whatever kind: a class has its own way to refuse
         return False

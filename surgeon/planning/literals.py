@@ -118,7 +118,7 @@ def _reckoned(call: Call) -> PlanError:
 
 
 def _repeat(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
-    """How often each axis is repeated: the grown sizes, divided."""
+    """How often each axis is repeated: the grown sizes, divided; an empty axis as often as it was."""
     (out,) = anatomy.values[call.node.name]
     assert out is not None
     axes = call.axes(call.args[0])
@@ -126,17 +126,19 @@ def _repeat(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:
     dim = call.arg("dim")
     if isinstance(call.arg("repeats"), int) and dim is None:  # all axes in one row
         axes = (tuple(factor for axis in call.axes(call.args[0]) for factor in axis),)
-    times = [maps.target_size(b) // maps.target_size(a) for a, b in zip(axes, out.axes, strict=True)]
+    sizes = [(maps.target_size(a), maps.target_size(b)) for a, b in zip(axes, out.axes, strict=True)]
+    times = [after // before if before else None for before, after in sizes]
     name = "repeats" if "repeats" in call.names else "dims"
     if isinstance(call.arg(name), fx.Node):  # counted as the graph runs
         return {}
     if isinstance(call.arg("repeats"), int):
         at = call.axis_arg(dim, len(axes)) if dim is not None else 0
         size = {"output_size": maps.target_size(out.axes[at])} if call.arg("output_size") else {}
-        return {name: times[at]} | size
+        return {name: call.arg("repeats") if times[at] is None else times[at]} | size
     given = call.arg(name)  # of tile, those of the last axes
     last = times[len(times) - len(given) :]
-    return {name: [n if isinstance(n, fx.Node) else t for n, t in zip(given, last, strict=True)]}
+    pairs = zip(given, last, strict=True)
+    return {name: [n if isinstance(n, fx.Node) or t is None else t for n, t in pairs]}
 
 
 def _strided(call: Call, anatomy: Anatomy, maps: Maps) -> dict[str, Any]:

@@ -68,17 +68,21 @@ class Products(Cellwise):
         assert rule.signature is not None
         terms: dict[str, Term] = {}
         axes_by_name: dict[str, Axis] = {}
-        for tensor in signatures.match(call):
-            rank = len(tensor.axes)
-            labels = [""] * rank
-            for axis_name, i in tensor.named.items():
-                labels[i] = axis_name if axis_name not in ("_", "1") else f"_{tensor.argument}{i}"
-                if axes_by_name.get(axis_name, ()) == ():  # one of size one is broadcast
-                    axes_by_name[axis_name] = tensor.axes[i]
-            rest = [i for i in range(rank) if not labels[i]]
-            for back, i in enumerate(reversed(rest), start=1):
-                labels[i] = f"...{back}"
-            terms[tensor.argument] = self._term(tensor.node, labels, call)
+        matched = signatures.match(call)
+        sizes = signatures.known_sizes(matched, self.anatomy.store)
+        for tensor in matched:
+            found = signatures.factored(tensor.names, tensor.axes, sizes, self.anatomy.store)
+            labels = self._labels([f.name for f in found], tensor.argument)
+            for part in found:
+                if axes_by_name.get(part.name, ()) == ():  # one of size one is broadcast
+                    axes_by_name[part.name] = part.axis
+            axes = tuple(self.anatomy.store.resolve(f.axis) for f in found)
+            value = call.value(tensor.node)
+            shared = frozenset(
+                la for la, f in zip(labels, found, strict=True) if self.roles.shares(value, f.place)
+            )
+            cells = self.of(tensor.node).reshape(self.shape(axes))
+            terms[tensor.argument] = Term(cells, labels, axes, shared)
         apart: set[str] = {"bias"}
         for statement in rule.exact:
             apart.update(statement.members)
@@ -97,11 +101,15 @@ class Products(Cellwise):
             if value is None:
                 outputs.append(None)
                 continue
-            shape = self.shape(self.axes_of(name, number))
-            extra = len(shape) - len(pattern.names)
-            kept = list(pattern.names)
-            if pattern.ellipsis is not None:
-                kept[pattern.ellipsis : pattern.ellipsis] = [f"...{b}" for b in range(extra, 0, -1)]
+            axes = self.axes_of(name, number)
+            if "_" in pattern.names:  # an output that nothing reads
+                outputs.append(zeros(self.shape(axes)))
+                continue
+            laid_out = signatures.factored(
+                signatures.lay(pattern, len(axes)), axes, sizes, self.anatomy.store
+            )
+            shape = self.shape(tuple(f.axis for f in laid_out))
+            kept = self._labels([f.name for f in laid_out], None)
             # An output that lacks an axis which another has does not depend on what multiplies that one.
             here = [
                 t for t in multiplied if all(la in kept or la in summed or la[0] in "_." for la in t.labels)
@@ -113,8 +121,20 @@ class Products(Cellwise):
                 laid = self.product([bias], labels, name)
                 spread = laid.reshape([laid.shape[labels.index(k)] if k in labels else 1 for k in kept])
                 cells = self.equal_all([cells, spread], name, "a bias of another scale is added")
-            outputs.append(cells)
+            outputs.append(cells.reshape(self.shape(axes)))
         return outputs + [None] * (len(self.anatomy.values[name]) - len(outputs))
+
+    def _labels(self, names: list[str], argument: str | None) -> list[str]:
+        """Names as labels: what ``...`` stands for is counted from the right, and in an `argument` an axis
+        without a name is one by itself."""
+        labels, back = list[str](), names.count("")
+        for i, name in enumerate(names):
+            if name in ("_", "1") and argument is not None:
+                name = f"_{argument}{i}"
+            elif not name:
+                name, back = f"...{back}", back - 1
+            labels.append(name)
+        return labels
 
     def _normalized(self, call: Call) -> Axis:
         """All that `normalized_shape` says statistics run over, where an op has it."""

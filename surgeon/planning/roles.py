@@ -155,7 +155,7 @@ def _summed_by_layer(anatomy: Anatomy, placeholder: str) -> set[int]:
         return {1} if name.endswith("weight") else set()  # a convolution's
     kept = {axis for out in rule.signature.outputs for axis in out.names}
     patterns = [a.axes for a in rule.signature.args if a.name == name.rpartition(".")[2] and a.axes]
-    return {i for axes in patterns for i, axis in enumerate(axes.names) if axis not in kept}
+    return {i for axes in patterns for i, names in enumerate(axes.axes) if not kept.issuperset(names)}
 
 
 Reading = tuple[str, frozenset[int]]
@@ -230,15 +230,15 @@ def _word(call: Call, stated: tuple[Expansion, ...], position: int, axis: int) -
             continue
         value = call.value(call.args[position])
         assert value is not None
-        named, _ = signatures.lay(pattern.axes, len(value.axes))
+        laid = signatures.lay(pattern.axes, len(value.axes))
         for word, name in expansion.factors:
-            if name not in named:
+            if not any(name in names for names in laid):
                 raise fail(
                     PlanError,
                     "S315",
                     f"the expansion of {pattern.name} names the axis {name}, which it does not have",
                     notes=(str(place_of(call.node)),),
                 )
-            if named[name] == axis:
+            if name in laid[axis]:
                 return word
     return None

@@ -99,7 +99,7 @@ def prove_folders(
 
     with told_of_stock(source_folder):
         small = see_source(own)
-        wide = observe_wider(see_source, own)
+        wide = observe_wider(see_source, small)
         if run.source is not None:
             refuse_other_graph(small, wide, run.source)
     large = see_grown()
@@ -127,7 +127,7 @@ def _with_pictures(
         raise
     except Exception:  # such pictures are not for this class; the plan says that words alone are proved
         return None
-    wide = observe_wider(lambda wanted: see_source(wanted, Supply()), own)
+    wide = observe_wider(lambda wanted: see_source(wanted, Supply()), small)
     try:
         large = see_grown(Supply())
     except Exception as error:

@@ -23,6 +23,7 @@ from surgeon.models.native import (
     build_config,
     build_meta,
     field_value,
+    following_fields,
     numeric_fields,
     own_name,
     refusal,
@@ -30,7 +31,7 @@ from surgeon.models.native import (
 from surgeon.models.source import Source, TransformersSource
 from surgeon.models.supply import Supply
 from surgeon.models.ties import apart_in, untie
-from surgeon.planning.growth import config_request, file_fields
+from surgeon.planning.growth import Size, config_request, file_fields
 from surgeon.planning.native import companions, compare
 from surgeon.planning.plan import Plan, plan_growth
 
@@ -163,18 +164,39 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
         *([f"proved for words alone, without pictures: {subject.unseen}"] if subject.unseen else []),
     )
     stage("tracing the grown class")
-    config = build_config(source.config, changes)
-    grown_module, grown_buffers = build_meta(config, source.model_class, changes, apart=subject.apart)
     try:
-        grown = _captured(grown_module, subject.module, subject.known, subject.supply, grown_buffers)
-    except ModelError as error:
-        raise refusal(config, changes, error.__cause__ or error, error.diagnostics[0].notes) from error
+        config, grown_module, grown_buffers, grown = _grown_class(subject, changes)
+    except ModelError as refused:  # perhaps as one of its fields says what follows from others, and has not
+        follows = following_fields(source.config, changes)
+        if not follows:
+            raise
+        changes |= follows
+        try:
+            config, grown_module, grown_buffers, grown = _grown_class(subject, changes)
+        except ModelError:
+            raise refused from None
+        notes += tuple(f"config.{name} follows from other fields, and follows them" for name in follows)
     stage("planning")
     native = compare(anatomy, grown, subject.buffers, grown_buffers)
     before = {name: (read(name), value) for name, value in changes.items()}
     plan = plan_growth(anatomy, recipe, native, grown, before, notes)
     files = file_fields(source.model_type, families)
     return Surgery(subject, plan, config, grown_module, grown_buffers, files)
+
+
+def _grown_class(
+    subject: Subject, changes: Mapping[str, Size]
+) -> tuple[Any, nn.Module, dict[str, Tensor], Captured]:
+    """The grown class's config, its module on meta, its buffers and its graph. Raises ModelError S220."""
+    source = subject.source
+    assert isinstance(source, TransformersSource)
+    config = build_config(source.config, changes)
+    module, buffers = build_meta(config, source.model_class, changes, apart=subject.apart)
+    try:
+        graph = _captured(module, subject.module, subject.known, subject.supply, buffers)
+    except ModelError as error:
+        raise refusal(config, changes, error.__cause__ or error, error.diagnostics[0].notes) from error
+    return config, module, buffers, graph
 
 
 def _taken_for_granted(branches: tuple[str, ...]) -> tuple[str, ...]:

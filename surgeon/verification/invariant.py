@@ -13,6 +13,7 @@ from surgeon.axes.maps import NEW
 from surgeon.planning.plan import Plan
 
 PIECE = 1 << 20  # elements that are compared at once
+ENDLESS = 1e37  # a tenth of the largest number of float32 and bfloat16
 
 
 def expected(value: Tensor, name: str, output: int, plan: Plan) -> tuple[Tensor, Tensor | None]:
@@ -48,8 +49,8 @@ def _has_scale(value: Tensor) -> bool:
 
 
 def difference(grown: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
-    """The largest difference relative to the largest magnitude; infinities must agree. A piece of the
-    first axis is compared at a time: logits over many words are large."""
+    """The largest difference relative to the largest magnitude; infinities must agree, and what stands for
+    them. A piece of the first axis is compared at a time: logits over many words are large."""
     if grown.shape != wanted.shape:
         return float("inf")
     if grown.is_complex() and wanted.is_complex():
@@ -67,6 +68,9 @@ def difference(grown: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
         g, w = grown[piece], wanted[piece]
         same = g == w  # infinities of one sign, too
         gap = float(torch.where(same, 0.0, (g.double() - w.double()).abs()).max())
+        if gap >= ENDLESS:  # perhaps what stands for infinity, in another dtype
+            g, w = unbounded(g), unbounded(w)
+            gap = float(torch.where(g == w, 0.0, (g.double() - w.double()).abs()).max())
         if gap != gap:
             return float("inf")
         worst = max(worst, gap)
@@ -81,12 +85,28 @@ def _pieces(shape: torch.Size) -> list[Any]:
     return [slice(start, start + height) for start in range(0, shape[0], height)]
 
 
+def endless(dtype: torch.dtype) -> float:
+    """From which magnitude on a number stands for infinity, as the largest of a dtype does where words are
+    ruled out."""
+    if not dtype.is_floating_point:
+        return math.inf
+    return min(ENDLESS, 0.99 * torch.finfo(dtype).max)
+
+
+def unbounded(value: Tensor) -> Tensor:
+    """A value with infinities for what stands for them."""
+    limit = endless(value.dtype)
+    if not value.numel() or max(abs(float(end)) for end in value.aminmax()) < limit:
+        return value
+    return torch.where(value.abs() < limit, value, value.sign() * math.inf)
+
+
 def largest(value: Tensor) -> float:
-    """The largest finite magnitude, never zero."""
+    """The largest magnitude that does not stand for infinity, never zero."""
     if not value.numel():
         return 1.0
     magnitude = max(abs(float(end)) for end in value.aminmax())
-    if not math.isfinite(magnitude):
-        finite = value[torch.isfinite(value)].abs()
+    if not magnitude < endless(value.dtype):
+        finite = value[value.abs() < endless(value.dtype)].abs()
         magnitude = float(finite.max()) if finite.numel() else 1.0
     return max(magnitude, 1e-300)

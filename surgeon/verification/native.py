@@ -22,7 +22,7 @@ from surgeon.models.stored import StoredModel
 from surgeon.models.supply import Supply
 from surgeon.planning.plan import Plan
 from surgeon.running.memory import give_back
-from surgeon.verification.invariant import difference, expected, largest
+from surgeon.verification.invariant import difference, expected, largest, unbounded
 from surgeon.verification.rounding import round_otherwise
 from surgeon.verification.shelf import shelve, shelve_unloaded
 
@@ -62,7 +62,8 @@ class NativeReport:
 
     @property
     def passed(self) -> bool:
-        return not self.unloaded and math.isfinite(self.relative) and self.relative <= self.tolerance
+        told = math.isfinite(self.relative) and math.isfinite(self.tolerance)
+        return not self.unloaded and told and self.relative <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -165,15 +166,17 @@ def told_of_stock(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def observe_wider(see: Callable[[torch.dtype], Observed], own: torch.dtype) -> Observed | None:
-    """The stock model in the next wider dtype; None where that is float64 and the class's own code knows only
-    float32. `see` runs it in a dtype."""
+def observe_wider(see: Callable[[torch.dtype], Observed], small: Observed) -> Observed | None:
+    """The stock model in the next wider dtype than that of `small`; None where the class gives no numbers in
+    it, or where it is float64 and the class's own code knows only float32. `see` runs it in a dtype."""
     try:
-        return see(WIDER[own])
+        wide = see(WIDER[small.dtype])
     except RuntimeError:  # as torch says that two dtypes do not go together
-        if own != torch.float32:
+        if small.dtype != torch.float32:
             raise
         return None
+    pairs = [(small.output, wide.output), *((seen, wide.others[path]) for path, seen in small.others.items())]
+    return wide if all(math.isfinite(difference(a, b, None)) for a, b in pairs) else None
 
 
 def refuse_other_graph(source: Observed, wider: Observed | None, exact: Tensor) -> None:
@@ -274,8 +277,8 @@ def compare_stock(
         held.append((nodes[path].name, seen, grown.others[path], own))
     compared = []
     for name, before, after, own in held:
-        wanted, mask = expected(before.double(), name, 0, plan)
-        relative = difference(after, wanted, mask)  # infinite where either holds NaN
+        wanted, mask = expected(unbounded(before).double(), name, 0, plan)
+        relative = difference(unbounded(after), wanted, mask)  # infinite where either holds NaN
         compared.append((relative, relative * largest(wanted), own, NOISE_FACTOR * max(own, floor)))
     relative, max_abs, noise, tolerance = max(compared, key=_nearness)
     kl = top1 = None

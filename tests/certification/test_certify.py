@@ -33,10 +33,17 @@ def test_no_rule_of_the_library_is_wrong() -> None:
         "op aten.mul : pointwise additive",
         "op aten.cumsum : pointwise nonlinear",
         "op aten.linear(x[... i], weight[o i], bias[o]?) -> [... i]",
+        "op aten.kron(x[i], y[j]) -> [j*i]",
+        "op aten.scaled_dot_product_attention(q[b r*g s e], k[b g t e], v[b g t f]) -> [b r*g s f]"
+        " {\n    soft t\n    order s\n    exact q * k\n    frozen e\n}\n",
     ],
 )
 def test_a_wrong_rule_is_caught(text: str) -> None:
     assert finding(text).verdict == "wrong"
+
+
+def test_a_product_of_axes_is_tried_from_the_signature() -> None:
+    assert finding("op aten.kron(x[i], y[j]) -> [i*j]").verdict == "right"
 
 
 def test_a_frozen_axis_that_could_grow_is_strict() -> None:

@@ -49,6 +49,7 @@ SAMPLE = {
     "LlavaForConditionalGeneration": "pictures among words",
     "Qwen2VLForConditionalGeneration": "pictures cut to patches that the inputs count",
     "PixtralVisionModel": "all pictures of a batch in one row",
+    "GlmAsrEncoder": "several queries to a key, by torch's own grouping",
     "CLIPModel": "two towers, every example held against every other",
     "Wav2Vec2ForCTC": "sounds, a convolution whose weight is normed",
     "Wav2Vec2BertForCTC": "spectrograms, one half of an axis gated by the other",
@@ -68,9 +69,28 @@ def test_hidden_ffn_and_heads_grow(name: str, tmp_path: Path) -> None:
     assert found["exact"] < 1e-13
     assert found["native"] <= found["tolerance"]
     tokens = not name.endswith(
-        ("MaskedLM", "Classification", "Estimation", "CTC", "CLIPModel", "VisionModel")
+        ("MaskedLM", "Classification", "Estimation", "CTC", "CLIPModel", "VisionModel", "Encoder")
     )
     assert found["greedy"] is (True if tokens else None)
+
+
+def test_a_field_that_follows_from_others_follows_them(tmp_path: Path) -> None:
+    """Its file says how wide a head is, and the class takes that for the width divided by the heads."""
+    make("", "PixtralVisionModel", tmp_path / "source")
+    recipe = tmp_path / "wide.surgery"
+    recipe.write_text("recipe wide() {\n    grow hidden by 3\n    spread linear with uneven(1, 2)\n}\n")
+    result = surgeon.apply(recipe, tmp_path / "source", tmp_path / "grown", device="cpu")
+    assert result.report.preserved
+    assert result.plan.config_changes == {"hidden_size": (64, 192), "head_dim": (16, 48)}
+    assert "config.head_dim follows from other fields, and follows them" in result.plan.notes
+    recipe.write_text("recipe wide() {\n    grow heads by 2\n}\n")
+    with pytest.raises(PlanError, match="a dim of 8 that would shrink to 4"):
+        surgeon.plan(recipe, tmp_path / "source")
+    # Of its frequencies every second is that of the other axis: twice as many have those elsewhere.
+    recipe.write_text("recipe wide() {\n    grow hidden by 2\n}\n")
+    with pytest.raises(PlanError, match="computes other values for its buffer") as caught:
+        surgeon.plan(recipe, tmp_path / "source")
+    assert caught.value.code == "S323"
 
 
 def test_heads_that_would_halve_are_refused(tmp_path: Path) -> None:

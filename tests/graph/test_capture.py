@@ -267,6 +267,25 @@ def test_what_is_picked_by_a_mask_that_inputs_tell_is_picked_by_position() -> No
     torch.testing.assert_close(computed(captured, given), module(**values).double())
 
 
+def test_a_long_mask_is_asserted_by_where_it_is_true() -> None:
+    class Sparse(nn.Module):
+        def forward(self, x: Tensor, places: Tensor) -> Tensor:
+            grid = nn.functional.pad(places, (0, 0, 0, 30), value=-1)
+            return x[grid[grid >= 0]] * 2
+
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    values = {"x": x, "places": torch.tensor([[5, -1, 1, 2, -1, -1], [-1, 0, -1, -1, -1, 7]])}
+    module = Sparse()
+    captured = capture(module, (), {k: v.to("meta") for k, v in values.items()}, values=values)
+    assert captured.shapes[captured.results[0].name] == ((5, 3),)
+    given = dict(zip(captured.inputs, values.values(), strict=True))
+    torch.testing.assert_close(computed(captured, given), module(**values).double())
+    moved = torch.tensor([[5, 1, 2, -1, -1, -1], [-1, 0, -1, -1, -1, 7]])
+    with pytest.raises(ModelError) as caught:
+        computed(captured, {**given, "places": moved})
+    assert caught.value.code == "S212"
+
+
 class Choosing(nn.Module):
     """Reads as many rows as its input says, by an index that it makes."""
 

@@ -29,6 +29,7 @@ op a.b as t(weight[o i],  # inside
 }
 op a.c:pointwise power( -1/2 )
 op a.d : reshape
+op a.e(x[... g * r],y[g]) -> [g r]
 """
 LAID_OUT = """# first
 use "ops/aten.surgery"  # tail
@@ -47,6 +48,7 @@ op a.b as t (weight[o i], x[... i], b[o]?) -> [... o] {
 
 op a.c : pointwise power(-1/2)
 op a.d : reshape
+op a.e(x[... g*r], y[g]) -> [g r]
 """
 
 
@@ -103,7 +105,7 @@ statement = st.one_of(
     st.just("preserve logits"),
     st.just("preserve text_embeds, text_model_output.pooler_output"),
 )
-pattern = st.lists(st.one_of(name, st.just("..."), st.just("1")), max_size=4).map(
+pattern = st.lists(st.one_of(name, st.just("..."), st.just("1"), st.just("a*b")), max_size=4).map(
     lambda n: f"[{' '.join(n)}]"
 )
 argument = said("{n}{p}{q}", n=name, p=st.one_of(st.just(""), pattern), q=st.sampled_from(["", "?"]))

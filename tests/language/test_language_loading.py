@@ -48,7 +48,10 @@ def test_rules_and_families_of_the_library() -> None:
     rules = {name: rule for rule in builtin_rules() for name in rule.names}
     linear = rules["aten.linear"]
     assert linear.tag == "linear" and linear.signature is not None
-    assert linear.signature.args[0].axes == AxisPattern(("i",), 0)
+    assert linear.signature.args[0].axes == AxisPattern((("i",),), 0)
+    attention = rules["aten.scaled_dot_product_attention"].signature
+    assert attention is not None
+    assert attention.args[0].axes == AxisPattern((("g", "r"), ("s",), ("e",)), 0)
     assert linear.signature.args[2].optional
     assert [e.factors for e in linear.expansions] == [(("copy", "o"), ("share", "i")), (("copy", "o"),)]
     power = rules["aten.rsqrt"].kind

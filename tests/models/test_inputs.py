@@ -68,6 +68,15 @@ def test_pictures_stand_where_the_class_puts_what_it_makes_of_them(name: str) ->
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(inputs[key]))
 
 
+def test_a_class_asked_without_data_keeps_none_of_it_for_the_next_call() -> None:
+    """Its backbone keeps the places of pairs of patches, by the size of the window, for all models."""
+    model_class, config = tiny("ZoeDepthForDepthEstimation")
+    model = model_class(config)
+    inputs = real_inputs(model, 0)
+    seen = run(model, inputs).predicted_depth
+    assert type(seen) is torch.Tensor and seen.isfinite().all()
+
+
 def test_words_alone_where_pictures_cannot_be_traced_and_the_reason_is_kept() -> None:
     module, _ = build_meta(*tiny("LlavaForConditionalGeneration")[::-1])
     forward = module.forward

@@ -24,6 +24,12 @@ def hidden(m: Any, x: Tensor) -> Tensor:
     return F.linear(x, m.inward)
 
 
+def _none_repeated(m: Any, x: Tensor) -> Tensor:
+    h = torch.tanh(hidden(m, x))
+    rows = [h[:0].repeat_interleave(4, 0), h[:0].repeat(3, 1), h[1:].repeat(2, 1), h]
+    return F.linear(torch.cat(rows), m.out)
+
+
 def _written_over(m: Any, x: Tensor) -> Tensor:
     h = hidden(m, x).clone()
     h[:, :2] *= m.gain
@@ -40,6 +46,11 @@ GROWS: dict[str, Case] = {
     "a strided slice that counts its start from the end": (
         lambda m, x: F.linear(hidden(m, x)[:, -6::2], m.out),
         {"inward": (6, 5), "out": (2, 3)},
+        "inward 0 by 2",
+    ),
+    "rows of which there are none, repeated": (
+        _none_repeated,
+        {"inward": (6, 5), "out": (2, 6)},
         "inward 0 by 2",
     ),
     "one parameter twice in a product": (
@@ -143,6 +154,22 @@ def test_a_parameter_that_is_an_output_is_not_shared_out(tmp_path: Path) -> None
     with pytest.raises(PlanError) as caught:
         grow(module, tmp_path, "inward 0 by 2", x=x)
     assert caught.value.code == "S330"
+
+
+@pytest.mark.parametrize("line", ["k 0 by 2", "q 1 by 2", "q 1 by 3/2", "q 3 by 2", "v 2 by 3/2"])
+def test_attention_of_grouped_heads(line: str, tmp_path: Path) -> None:
+    """Two queries to each of three keys, by torch's own grouping: keys, queries to a key, and the sizes of a
+    head grow, those of the keys and of the values apart."""
+
+    def attend(m: Any, x: Tensor) -> Tensor:
+        q = torch.einsum("bti,grid->bgrtd", x, m.q).flatten(1, 2)
+        k, v = (torch.einsum("bti,gid->bgtd", x, w) for w in (m.k, m.v))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return torch.einsum("bhtd,hdo->bto", mixed, m.out)
+
+    module = Formula(attend, q=(3, 2, 5, 4), k=(3, 5, 4), v=(3, 5, 6), out=(6, 6, 2))
+    lines = (line, "spread * with uneven(1, 2)", "noise * at 10 dB")
+    same(grow(module, tmp_path, *lines, x=numbers(3, 4, 5)), module, numbers(3, 4, 5, seed=2))
 
 
 def test_a_view_of_what_lies_otherwise_in_memory(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from surgeon import apply, verify
 from surgeon.errors import ModelError, NotPreserved, fail
 from surgeon.models.supply import Supply
 from surgeon.surgery import subject
+from surgeon.verification.invariant import difference, unbounded
 from surgeon.verification.native import Observed, observe_wider, refuse_other_graph
 from surgeon.verification.rounding import round_otherwise
 
@@ -46,11 +49,32 @@ def test_only_float64_may_be_unknown_to_a_class(own: torch.dtype, kept: bool) ->
     def refuses(*_: Any) -> Observed:
         raise RuntimeError("expected scalar type Float but found Double")
 
+    small = replace(observed(torch.ones(3, 4)), dtype=own)
     if kept:
-        assert observe_wider(refuses, own) is None
+        assert observe_wider(refuses, small) is None
     else:
         with pytest.raises(RuntimeError, match="scalar type"):
-            observe_wider(refuses, own)
+            observe_wider(refuses, small)
+
+
+def test_a_dtype_in_which_a_class_gives_no_numbers_tells_of_no_noise() -> None:
+    """Else any distance would be within it."""
+    small = observed(torch.ones(3, 4))
+    none = observed(torch.full((3, 4), math.nan))
+    assert observe_wider(lambda _: none, small) is None
+    assert observe_wider(lambda _: small, small) is small
+
+
+@pytest.mark.parametrize("own", [torch.float16, torch.float32, torch.float64])
+def test_what_rules_a_word_out_is_no_magnitude(own: torch.dtype) -> None:
+    """Classes write the smallest number of the dtype that they run in: it hides no error of the others."""
+    least = torch.finfo(own).min
+    ours = torch.tensor([[1.0, least, 0.5], [-2.0, 1.0, least]], dtype=own)
+    wider = torch.tensor([[1.0, -math.inf, 0.5], [-2.0, 1.0, torch.finfo(torch.float64).min]]).double()
+    assert difference(ours, unbounded(ours).double(), None) == difference(ours, wider, None) == 0.0
+    moved = torch.where(ours == 0.5, 0.75, ours)
+    assert difference(moved, wider, None) == 0.125
+    assert difference(ours.abs(), wider, None) == math.inf
 
 
 def test_another_failure_is_no_unknown_dtype() -> None:
@@ -58,7 +82,7 @@ def test_another_failure_is_no_unknown_dtype() -> None:
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        observe_wider(fails, torch.float32)
+        observe_wider(fails, observed(torch.ones(3, 4)))
 
 
 @pytest.mark.parametrize("whole", [True, False])
