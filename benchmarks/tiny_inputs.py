@@ -153,6 +153,22 @@ def page(config: Any) -> Inputs:
     return {"pixel_values": torch.rand(BATCH, 3, 64, 64)}
 
 
+def masked_picture(config: Any) -> Inputs:
+    """A picture, and what decides which of its patches are left out."""
+    side = config.image_size // config.patch_size
+    return {"pixel_values": torch.randn(BATCH, 3, config.image_size, config.image_size)} | {
+        "noise": torch.rand(BATCH, side * side)
+    }
+
+
+def voiced(config: Any) -> Inputs:
+    """A spectrogram, and the noise that becomes the sound."""
+    return {
+        "input_features": torch.randn(BATCH, STEPS, config.num_mel_bins),
+        "noise_sequence": torch.randn(BATCH, STEPS, config.model_in_channels),
+    }
+
+
 GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
     "patchtst": series,
     "patchtsmixer": series,
@@ -177,4 +193,6 @@ GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
     "vibevoice_acoustic_tokenizer_decoder": coded,
     "pocket_tts_audio_tokenizer_encoder": sounding,
     "uvdoc": page,
+    "vit_mae": masked_picture,
+    "univnet": voiced,
 }

@@ -113,6 +113,9 @@ one could read the folder back. torch.export.register_dataclass takes a serializ
 tuple, torch.utils._pytree._register_namedtuple does. Who loads the folder imports what registers it.""",
     "S215": """The graph that was traced fails when it is run on the inputs that it was traced with.
 A trace has no data: an axis whose length the data decides may turn out empty.""",
+    "S216": """The model draws random numbers as it runs, such as a mask or noise, and not in training alone.
+No two of its passes are alike, so there is no one function to preserve. Where its forward pass takes what
+it draws as an argument, --inputs FILE (`example_inputs` in Python) gives it; else draw it outside.""",
     "S220": """The class refuses the config.
 The message is the class's own. Sizes often must divide each other: grow them together.""",
     "S221": """The checkpoint stores tensors in another layout than the class holds them in.

@@ -15,6 +15,7 @@ from surgeon.errors import ModelError, PlanError, SurgeonError, fail
 from surgeon.graph.capture import capture, dynamic_batch
 from surgeon.graph.captured import Captured
 from surgeon.graph.closed import closed_nodes
+from surgeon.graph.draws import refuse_draws
 from surgeon.graph.inference import Anatomy, infer
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
@@ -138,7 +139,8 @@ def _captured(
 
 
 def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = quiet) -> Surgery:
-    """Plan a growth. Raises PlanError S3xx, ModelError S220."""
+    """Plan a growth. Raises PlanError S3xx, ModelError S216, S220."""
+    refuse_draws(subject.anatomy.captured, type(subject.module).__name__)
     if not isinstance(subject.source, TransformersSource):
         stage("planning")
         return Surgery(subject, plan_growth(subject.anatomy, recipe))

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import random
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -298,7 +300,7 @@ class Parted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.inward(x))
         if self.random:
-            h = nn.functional.dropout(h, 0.5)
+            h = h * random.uniform(1, 2)
         return self.outward(h if torch.compiler.is_exporting() else 2 * h)
 
 
@@ -308,6 +310,30 @@ def test_a_graph_that_is_not_the_module_is_refused(random: bool, word: str, tmp_
         surgeon.apply(_recipe(tmp_path), Parted(random).double(), example_inputs=(_drawn(4, 5),))
     assert caught.value.code == "S213"
     assert word in str(caught.value)
+
+
+class Drawing(nn.Module):
+    """Leaves numbers out at random, in eval mode too."""
+
+    def __init__(self, always: bool) -> None:
+        super().__init__()
+        self.inward, self.outward, self.always = nn.Linear(5, 8), nn.Linear(8, 3), always
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.dropout(torch.tanh(self.inward(x)))
+        return self.outward(nn.functional.dropout(h, 0.5) if self.always else h)
+
+
+def test_a_module_that_draws_random_numbers_is_refused_but_for_those_of_training(tmp_path: Path) -> None:
+    given = (_drawn(4, 5),)
+    assert surgeon.apply(
+        _recipe(tmp_path), Drawing(False).double().eval(), example_inputs=given
+    ).report.preserved
+    with pytest.raises(ModelError, match="Drawing draws random numbers as it runs") as caught:
+        surgeon.apply(_recipe(tmp_path), Drawing(True).double().eval(), example_inputs=given)
+    assert caught.value.code == "S216"
+    assert re.search(r"aten\.dropout \(.*test_calling\.py:\d+\)", str(caught.value))
 
 
 class Broken(nn.Module):
