@@ -483,9 +483,21 @@ TWEAKS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), SERIES),
     "encodec": {"codebook_dim": 64},
     "nemotron3_diarization_audio": {"num_key_value_heads": 4},
+    "nemotron3_5_transcribe_asr_audio": {"num_key_value_heads": 4},
+    "nemotron3_5_transcribe_word_timestamp": {"num_key_value_heads": 4},
+    "nemotron3_diarization": {"audio_config.num_key_value_heads": 4},
+    "nemotron3_5_transcribe_audio": {
+        "asr_config.num_key_value_heads": 4,
+        "diarization_config.audio_config.num_key_value_heads": 4,
+    },
+    "seggpt": {"image_size": [32, 16], "pretrain_image_size": 16, "mlp_dim": 88, "merge_index": 0}
+    | {"intermediate_hidden_state_indices": [0, 1]},
+    "fun_asr_nano_encoder": {"num_timestamp_prediction_layers": 1},
+    "qwen3_asr_encoder": {"n_window": 8},
     "bros": {"dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 16},
     "lilt": {"hidden_size": 96},
-    "swin2sr": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 24, **SWIN},
+    "swin2sr": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "image_size": 8, "patch_size": 1}
+    | {"window_size": 4, "num_layers": 2},
     "layoutlmv3": {"coordinate_size": 10, "shape_size": 12, "input_size": 32},
     "maskformer-swin": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48}
     | SWIN

@@ -132,7 +132,7 @@ def drafted(config: Any) -> Inputs:
     """Words to be, and what the larger model has seen before them."""
     return {
         "noise_embeds": torch.randn(BATCH, 4, config.hidden_size),
-        "context_hidden_states": torch.randn(BATCH, STEPS, config.hidden_size),
+        "context_hidden_states": torch.randn(BATCH, STEPS, len(config.target_layer_ids) * config.hidden_size),
     }
 
 
