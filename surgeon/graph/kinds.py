@@ -326,12 +326,9 @@ def repeat(call: Call, store: Store) -> Outputs:
     out = []
     for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
         old = store.size(axis)
-        if size == old:  # it may be empty, however often it is repeated
-            out.append(axis)
-            continue
-        if not old or size % old:
+        if old != size and (not old or size % old):
             raise AxisConflict("an axis is repeated by a number known only when the model runs", ())
-        times = store.fresh(size // old, f"{call.node.name}[{i}]")
+        times = store.fresh(size // old if old else 1, f"{call.node.name}[{i}]")
         out.append(store.resolve((*axis, *times) if inside else (*times, *axis)))
     return [tuple(out)]
 

@@ -218,8 +218,13 @@ def build_meta(
 
 
 def _hold_as_buffers(module: Any) -> None:
-    """Frozen weights that the class keeps out of its checkpoints: it makes them of its config whenever it
-    is built, so they are buffers in all but name."""
+    """Frozen weights that the class keeps out of its checkpoints, and tensors that are plain attributes: it
+    makes them of its config whenever it is built, so they are buffers in all but name."""
+    for owner in module.modules():
+        for name, value in list(vars(owner).items()):
+            if isinstance(value, Tensor):
+                delattr(owner, name)
+                owner.register_buffer(name, value.detach(), persistent=False)
     unsaved = getattr(module, "_keys_to_ignore_on_save", None) or ()
     for name, parameter in list(module.named_parameters()):
         if parameter.requires_grad or not any(re.search(pattern, name) for pattern in unsaved):

@@ -6,6 +6,7 @@ config: the class is asked for what it makes of a picture, without data, and tha
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -84,7 +85,8 @@ def runs_on(module: nn.Module, inputs: Mapping[str, Any]) -> bool:
     asked.know(given, inputs)
     try:
         # fake: what a class wants on CPU it gets there
-        with torch.no_grad(), fake, asked, patch.object(torch.compiler, "is_compiling", return_value=True):
+        told = patch.object(torch.compiler, "is_compiling", return_value=True)
+        with torch.no_grad(), _left_as_it_is(empty), fake, asked, told:
             empty(**given)
     except Exception:  # of whatever kind: a class has its own way to refuse
         return False
@@ -146,7 +148,7 @@ def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
     asked.know(traced, values)
     assert reader is not None
     try:
-        with torch.no_grad(), asked:
+        with torch.no_grad(), _left_as_it_is(module), asked:
             made = reader(**traced)
     except Exception:  # it wants more than pictures
         return None
@@ -154,6 +156,21 @@ def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
     found = next((value for value in outputs if value is not None), made)
     rows = sum(math.prod(tensor.shape[:-1]) for tensor in _tensors(found))
     return rows // pictures if rows % pictures == 0 else None
+
+
+@contextlib.contextmanager
+def _left_as_it_is(module: nn.Module) -> Iterator[None]:
+    """What the module puts into lists and tables of its own, while it runs without data, is taken out again:
+    the next run would find tensors without data there."""
+    torchs = vars(nn.Module()).keys()
+    held = [value for m in module.modules() for name, value in vars(m).items() if name not in torchs]
+    kept = [(value, value.copy()) for value in held if type(value) in (dict, list)]
+    try:
+        yield
+    finally:
+        for value, before in kept:
+            value.clear()
+            (value.update if isinstance(value, dict) else value.extend)(before)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -101,14 +101,23 @@ def test_heads_that_would_halve_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "grown").exists()
 
 
-def test_positions_that_depend_on_the_width_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("CTRLLMHeadModel", "transformer.pos_encoding"),
+        (
+            "VideoMAEForVideoClassification",
+            "videomae.embeddings.position_embeddings",
+        ),  # no buffer, but a tensor
+    ],
+)
+def test_positions_that_depend_on_the_width_are_refused(name: str, table: str, tmp_path: Path) -> None:
     """Sinusoids of twice the width have others between the source's, and a norm reads them all."""
-    make("", "CTRLLMHeadModel", tmp_path / "source")
+    make("", name, tmp_path / "source")
     refused = attempt(tmp_path / "source", ("hidden",), tmp_path / "grown")
     assert refused["code"] == "S331"
     assert "statistics are taken over them" in refused["text"]
-    said = "its buffer transformer.pos_encoding holds the source's values at 64 of 128 channels"
-    assert said in refused["text"]
+    assert f"its buffer {table} holds the source's values at 64 of 128 channels" in refused["text"]
 
 
 def test_what_the_trace_leaves_out_is_told_and_grows_as_its_layers_read_it(tmp_path: Path) -> None:

@@ -77,6 +77,15 @@ def test_a_class_asked_without_data_keeps_none_of_it_for_the_next_call() -> None
     assert type(seen) is torch.Tensor and seen.isfinite().all()
 
 
+def test_what_a_class_keeps_in_a_table_of_its_own_is_taken_out_again() -> None:
+    """Where it is asked itself, as it has no data: the biases of pairs of patches."""
+    model_class, config = tiny("LevitForImageClassification")
+    module, _ = build_meta(config, model_class)
+    real_inputs(module, 0)
+    kept = [m.attention_bias_cache for m in module.modules() if hasattr(m, "attention_bias_cache")]
+    assert kept and not any(kept)
+
+
 def test_words_alone_where_pictures_cannot_be_traced_and_the_reason_is_kept() -> None:
     module, _ = build_meta(*tiny("LlavaForConditionalGeneration")[::-1])
     forward = module.forward
