@@ -128,12 +128,13 @@ def _captured(
     known: frozenset[str],
     supply: Supply,
     buffers: Mapping[str, Tensor] | None = None,
+    led: bool = False,
 ) -> Captured:
-    """The graph of a transformers class, on the inputs of the source. The class itself goes on to check its
-    inputs; its checks speak of sizes that grow."""
+    """The graph of a transformers class, on the inputs of the source; `led`, as they lead. The class itself
+    goes on to check its inputs; its checks speak of sizes that grow."""
     values, inputs = supply.batch(source), supply.example(source)
     numbers = {k: b for k, b in (buffers or {}).items() if b.ndim == 0 and not b.is_floating_point()}
-    return capture(module, (), inputs, known=known, values=values, checks=False, buffers=numbers)
+    return capture(module, (), inputs, known=known, values=values, checks=False, buffers=numbers, led=led)
 
 
 def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = quiet) -> Surgery:
@@ -166,7 +167,8 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     config = build_config(source.config, changes)
     grown_module, grown_buffers = build_meta(config, source.model_class, changes, apart=subject.apart)
     try:
-        grown = _captured(grown_module, subject.module, subject.known, subject.supply, grown_buffers)
+        led = anatomy.captured.led
+        grown = _captured(grown_module, subject.module, subject.known, subject.supply, grown_buffers, led)
     except ModelError as error:
         raise refusal(config, changes, error.__cause__ or error, error.diagnostics[0].notes) from error
     stage("planning")
