@@ -15,6 +15,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -42,11 +43,12 @@ def capture(
     values: Mapping[str, Any] | None = None,
     checks: bool = True,
     buffers: Mapping[str, Tensor] | None = None,
+    led: bool = False,
 ) -> Captured:
     """Capture `module` (in eval mode, on any device; meta is enough). `known` are the ops, by name with
     or without overload, that have a rule and need not be taken apart. Where the module branches on the
     values of its inputs, it is traced as `values` of them lead (see :mod:`surgeon.graph.branches`), and
-    where on those of `buffers`, by name, as they lead.
+    where on those of `buffers`, by name, as they lead. `led`: that it does is known, of another size of it.
     Without `checks` the graph leaves out what the module makes sure of as it runs, by the values of tensors.
 
     Raises ModelError S210 with the place in the model where it cannot be captured.
@@ -58,14 +60,16 @@ def capture(
             silent, checked = _silently(), contextlib.nullcontext() if checks else _unchecked()
             # Lazy: the code of graphs that none runs is not made.
             with within(module, Reading()), _use_lazy_graph_module(True), silent, checked, _unvalidated():
-                program = _export(module, tuple(args), kwargs, dynamic_shapes, values, buffers or {})
+                program, led = _export(
+                    module, tuple(args), kwargs, dynamic_shapes, values, buffers or {}, led
+                )
                 name_dtypes(program.graph)
                 if not all(_is_plain(node, known) for node in program.graph.nodes):
                     program = _taken_apart(program, known)
                 canonical(program.graph)
     except Exception as error:
         raise _refusal(module, error) from error
-    captured = describe(program, module)
+    captured = replace(describe(program, module), led=led)
     for name, value in captured.constants.items():
         reader = next((n for n in captured.nodes if name in {i.name for i in n.all_input_nodes}), None)
         if value.is_meta and reader is not None:
@@ -124,7 +128,7 @@ def _taken_apart(program: Any, known: Container[str]) -> Any:
         apart = program.run_decompositions({**ours, **theirs})
         if any(spec.kind is InputKind.TOKEN for spec in apart.graph_signature.input_specs):
             return program.run_decompositions(ours)  # their parts check values as they run: they stay whole
-        if not theirs:
+        if not theirs or all(_is_plain(node, known) for node in apart.graph.nodes):
             return apart
         program = apart
 
@@ -170,22 +174,26 @@ def _export(
     dynamic_shapes: Any,
     values: Mapping[str, Any] | None,
     buffers: Mapping[str, Tensor],
-) -> Any:
+    led: bool,
+) -> tuple[Any, bool]:
+    """The trace, and whether the values of inputs led it; `led`: they must."""
+    if values is not None and led:
+        return _export_led(module, args, kwargs, values, buffers), True
     try:
         program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         if values is None or all(_is_sized(node) for node in program.graph.nodes):
-            return program
+            return program, False
         with contextlib.suppress(Exception):  # how many rows there are, the inputs may say
-            return _export_led(module, args, kwargs, values, buffers)
-        return program
+            return _export_led(module, args, kwargs, values, buffers), True
+        return program, False
     except Exception:  # a branch on values shows as whatever error it meets first
         if values is not None:
-            return _export_led(module, args, kwargs, values, buffers)
+            return _export_led(module, args, kwargs, values, buffers), True
         if dynamic_shapes is None:
             raise
         # Some models fix a length while they are traced, or bounds of it: what remains free is free.
         free = dynamic_batch(args, kwargs, torch.export.Dim.AUTO)
-        return torch.export.export(module, args, kwargs, dynamic_shapes=free, strict=False)
+        return torch.export.export(module, args, kwargs, dynamic_shapes=free, strict=False), False
 
 
 def _is_sized(node: fx.Node) -> bool:

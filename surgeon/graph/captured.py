@@ -44,6 +44,7 @@ class Captured:
     aliases: Mapping[str, str]  # parameter name -> the name the graph uses for the same tensor
     shapes: Mapping[str, tuple[tuple[int, ...] | None, ...]] = field(repr=False)
     layers: Mapping[str, str] = field(default_factory=dict, repr=False)  # parameter name -> its layer's op
+    led: bool = False  # whether the values of inputs led the trace
 
     @property
     def unread(self) -> list[str]:

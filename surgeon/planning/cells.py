@@ -21,7 +21,7 @@ from surgeon.axes.store import Axis, parts
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy
 from surgeon.planning.roles import Roles
-from surgeon.planning.scales import Cells, Conflict, System
+from surgeon.planning.scales import Cells, Conflict, System, distinct
 
 Drift = Mapping[tuple[str, int], tuple[float, float]]
 """Numbers that differ between the source graph and the grown class's: (node, argument) to both."""
@@ -56,14 +56,14 @@ class Cellwise:
         return cells
 
     def exact(self, cells: Cells, node: str, reason: str) -> None:
-        for form in cells.flat:
+        for (form,) in distinct(cells):
             self.system.require_zero(form, node, reason)
 
     def equal_all(self, several: list[Cells], node: str, reason: str) -> Cells:
         shape = np.broadcast_shapes(*(c.shape for c in several))
         out = np.broadcast_to(several[0], shape)
         for cells in several[1:]:
-            for x, y in zip(out.flat, np.broadcast_to(cells, shape).flat, strict=True):
+            for x, y in distinct(out, np.broadcast_to(cells, shape)):
                 self.system.require_zero(x - y, node, reason)
         return out
 

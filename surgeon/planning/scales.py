@@ -8,7 +8,7 @@ nearest to the place that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,16 +21,19 @@ EPSILON = 1e-9  # of log-scales: sums of a few logarithms of small integers
 
 @dataclass(frozen=True)
 class Form:
-    """``constant + Σ coefficient·unknown``; unknowns are integers in graph order."""
+    """``constant + Σ coefficient·unknown``; unknowns are integers in graph order. What changes nothing gives
+    the very same form: most cells share theirs, and an equation between equal ones need not be solved."""
 
     terms: Mapping[int, float] = field(default_factory=dict)
     constant: float = 0.0
 
     def __add__(self, other: Form | float) -> Form:
         if not isinstance(other, Form):
-            return Form(self.terms, self.constant + float(other))
+            return Form(self.terms, self.constant + float(other)) if other else self
         if not other.terms:
-            return Form(self.terms, self.constant + other.constant)
+            return Form(self.terms, self.constant + other.constant) if other.constant else self
+        if not self.terms and not self.constant:
+            return other
         terms = dict(self.terms)
         for unknown, coefficient in other.terms.items():
             total = terms.get(unknown, 0.0) + coefficient
@@ -41,11 +44,15 @@ class Form:
         return Form(terms, self.constant + other.constant)
 
     def __mul__(self, factor: float) -> Form:
-        if factor == 0:
+        if factor == 1:
+            return self
+        if factor == 0 or self is ZERO:
             return ZERO
         return Form({u: c * factor for u, c in self.terms.items()}, self.constant * factor)
 
     def __sub__(self, other: Form | float) -> Form:
+        if self is other:
+            return ZERO
         return self + (other * -1.0 if isinstance(other, Form) else -float(other))
 
 
@@ -115,6 +122,14 @@ def zeros(shape: tuple[int, ...]) -> Cells:
     cells = np.empty(shape, dtype=object)
     cells.fill(ZERO)
     return cells
+
+
+def distinct(*several: Cells) -> Iterator[tuple[Form, ...]]:
+    """The forms that stand at one place in arrays of one shape, each combination once."""
+    seen: dict[tuple[int, ...], tuple[Form, ...]] = {}
+    for forms in zip(*(cells.flat for cells in several), strict=True):
+        seen.setdefault(tuple(map(id, forms)), forms)
+    yield from seen.values()
 
 
 def as_cells(value: Any) -> Cells:

@@ -130,12 +130,13 @@ def _captured(
     known: frozenset[str],
     supply: Supply,
     buffers: Mapping[str, Tensor] | None = None,
+    led: bool = False,
 ) -> Captured:
-    """The graph of a transformers class, on the inputs of the source. The class itself goes on to check its
-    inputs; its checks speak of sizes that grow."""
+    """The graph of a transformers class, on the inputs of the source; `led`, as they lead. The class itself
+    goes on to check its inputs; its checks speak of sizes that grow."""
     values, inputs = supply.batch(source), supply.example(source)
     numbers = {k: b for k, b in (buffers or {}).items() if b.ndim == 0 and not b.is_floating_point()}
-    return capture(module, (), inputs, known=known, values=values, checks=False, buffers=numbers)
+    return capture(module, (), inputs, known=known, values=values, checks=False, buffers=numbers, led=led)
 
 
 def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = quiet) -> Surgery:
@@ -194,8 +195,9 @@ def _grown_class(
     assert isinstance(source, TransformersSource)
     config = build_config(source.config, changes)
     module, buffers = build_meta(config, source.model_class, changes, apart=subject.apart)
+    led = subject.anatomy.captured.led
     try:
-        graph = _captured(module, subject.module, subject.known, subject.supply, buffers)
+        graph = _captured(module, subject.module, subject.known, subject.supply, buffers, led)
     except ModelError as error:
         raise refusal(config, changes, error.__cause__ or error, error.diagnostics[0].notes) from error
     return config, module, buffers, graph

@@ -212,6 +212,8 @@ def test_rows_that_inputs_count_are_numbers_of_the_graph_and_asserted() -> None:
     given = dict(zip(captured.inputs, values.values(), strict=True))
     torch.testing.assert_close(computed(captured, given), module(**values).double())
     assert any("[4, 5]" in said for said in captured.branches), captured.branches
+    again = capture(module, (), {k: v.to("meta") for k, v in values.items()}, values=values, led=True)
+    assert captured.led and [str(n.target) for n in again.nodes] == [str(n.target) for n in captured.nodes]
     for name, other in (("counts", torch.tensor([[1, 5], [1, 4]])), ("mask", ~values["mask"])):
         with pytest.raises(ModelError) as caught:
             computed(captured, {**given, name: other})
