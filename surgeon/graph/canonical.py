@@ -17,6 +17,7 @@ def canonical(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
     _leave_positions(graph)
     _norm_one_axis(graph)
+    _mask_each_head(graph)
 
 
 def _drop_copies(graph: fx.Graph) -> None:
@@ -97,6 +98,21 @@ def _norm_one_axis(graph: fx.Graph) -> None:
             back = laid(node, aten.unflatten.int, -1, list(shape))
         back.meta = {**whole, "val": whole["val"]}
         node.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
+
+
+def _mask_each_head(graph: fx.Graph) -> None:
+    """A mask of queries and keys alone is one for every head, which rules name."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target is not aten.scaled_dot_product_attention.default:
+            continue
+        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+        if not isinstance(mask, fx.Node) or mask.meta["val"].ndim != 2 or node.args[0].meta["val"].ndim < 3:
+            continue
+        with graph.inserting_before(node):
+            made = graph.call_function(aten.unsqueeze.default, (mask, 0))
+        made.meta = {**node.meta, "val": mask.meta["val"].unsqueeze(0)}
+        node.replace_input_with(mask, made)
 
 
 def name_dtypes(graph: fx.Graph) -> None:

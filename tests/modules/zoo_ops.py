@@ -137,6 +137,24 @@ class Grouped(nn.Module):
         return self.head(x + self.out(read.transpose(1, 2).flatten(2)))
 
 
+class Masked(nn.Module):
+    """Vaswani et al. 2017, its mask of queries and keys alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.out, self.head = nn.Linear(5, 6), nn.Linear(8, 6), nn.Linear(6, 2)
+        self.query, self.key, self.value = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8)
+        self.register_buffer("mask", torch.tril(torch.ones(3, 3, dtype=torch.bool)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inward(x)
+        read = nn.functional.scaled_dot_product_attention(
+            *(f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.query, self.key, self.value)),
+            attn_mask=self.mask,
+        )
+        return self.head(x + self.out(read.transpose(1, 2).flatten(2)))
+
+
 class Chosen(nn.Module):
     """Shazeer et al. 2017: each expert reads the tokens that are sent to it, however many."""
 
@@ -264,6 +282,11 @@ ZOO: Mapping[str, Exhibit] = {
     "quantised": Exhibit(Quantised, lambda: (torch.randn(3, 30, 5),), (("inward.weight", 0),)),
     "grouped": Exhibit(
         Grouped,
+        lambda: (torch.randn(2, 3, 5),),
+        (("inward.weight", 0), ("key.weight", 0), ("value.weight", 0)),
+    ),
+    "masked": Exhibit(
+        Masked,
         lambda: (torch.randn(2, 3, 5),),
         (("inward.weight", 0), ("key.weight", 0), ("value.weight", 0)),
     ),
