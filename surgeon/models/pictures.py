@@ -6,7 +6,6 @@ config: the class is asked for what it makes of a picture, without data, and tha
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from surgeon.graph.branches import Branches
+from surgeon.models.kept import left_as_it_is
 from surgeon.models.native import build_meta
 
 CUTS = 5  # of one picture, at most
@@ -86,7 +86,7 @@ def runs_on(module: nn.Module, inputs: Mapping[str, Any]) -> bool:
     try:
         # fake: what a class wants on CPU it gets there
         told = patch.object(torch.compiler, "is_compiling", return_value=True)
-        with torch.no_grad(), _left_as_it_is(empty), fake, asked, told:
+        with torch.no_grad(), left_as_it_is(empty), fake, asked, told:
             empty(**given)
     except Exception:  # of whatever kind: a class has its own way to refuse
         return False
@@ -148,7 +148,7 @@ def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
     asked.know(traced, values)
     assert reader is not None
     try:
-        with torch.no_grad(), _left_as_it_is(module), asked:
+        with torch.no_grad(), left_as_it_is(module), asked:
             made = reader(**traced)
     except Exception:  # it wants more than pictures
         return None
@@ -156,21 +156,6 @@ def _rows(module: Any, given: dict[str, Tensor], pictures: int) -> int | None:
     found = next((value for value in outputs if value is not None), made)
     rows = sum(math.prod(tensor.shape[:-1]) for tensor in _tensors(found))
     return rows // pictures if rows % pictures == 0 else None
-
-
-@contextlib.contextmanager
-def _left_as_it_is(module: nn.Module) -> Iterator[None]:
-    """What the module puts into lists and tables of its own, while it runs without data, is taken out again:
-    the next run would find tensors without data there."""
-    torchs = vars(nn.Module()).keys()
-    held = [value for m in module.modules() for name, value in vars(m).items() if name not in torchs]
-    kept = [(value, value.copy()) for value in held if type(value) in (dict, list)]
-    try:
-        yield
-    finally:
-        for value, before in kept:
-            value.clear()
-            (value.update if isinstance(value, dict) else value.extend)(before)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -3,8 +3,7 @@ proved is read off the graph."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from surgeon.axes.maps import Maps
 from surgeon.errors import ModelError, fail
+from surgeon.models.kept import left_as_it_is
 from surgeon.models.native import reason
 from surgeon.planning.plan import Plan
 from surgeon.rewriting.calling import Calling
@@ -36,7 +36,7 @@ class Called:
         """What it returns, with gradients recorded or without; neither it nor its arguments change."""
         held = {name: value.clone() for name, value in self.state.items()}
         args, kwargs = _cloned((self.args, dict(self.kwargs)))
-        with torch.set_grad_enabled(graded), _left_as_it_is(self.module):
+        with torch.set_grad_enabled(graded), left_as_it_is(self.module):
             return torch.func.functional_call(self.module, held, args, kwargs)
 
     @property
@@ -44,25 +44,6 @@ class Called:
         """What a call may rewrite: buffers, and the parameters that the graph says it does."""
         named = self.module.named_parameters(remove_duplicate=False)
         return {n: p.detach() for n, p in named if n in self.rewrites} | dict(self.module.named_buffers())
-
-
-@contextlib.contextmanager
-def _left_as_it_is(module: nn.Module) -> Iterator[None]:
-    """What a module keeps of a call beside its tensors, such as biases that were looked up, it forgets: of
-    tensors that stood in for its own it would be wrong."""
-    before = [(part, dict(vars(part))) for part in module.modules()]
-    within = [
-        (held, held.copy()) for _, kept in before for held in kept.values() if type(held) in (dict, list)
-    ]
-    try:
-        yield
-    finally:
-        for part, kept in before:
-            vars(part).clear()
-            vars(part).update(kept)
-        for held, kept in within:
-            held.clear()
-            held.update(kept) if isinstance(held, dict) else held.extend(kept)
 
 
 def _cloned(value: Any) -> Any:
