@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
+
+TORCHS = vars(nn.Module()).keys()  # of which torch itself keeps account
 
 
 @contextlib.contextmanager
 def left_as_it_is(module: nn.Module) -> Iterator[None]:
-    """Attributes and the contents of lists and tables are afterwards what they were. A call without data, or
-    with tensors that stand in for the module's own, would leave what is wrong for the next one."""
-    before = [(part, dict(vars(part))) for part in module.modules()]
-    values = [value for _, kept in before for value in kept.values()]
+    """Lists and tables hold afterwards what they held, and so do plain attributes that are tensors. A call
+    without data, or with tensors that stand in for its own, would leave what is wrong for the next."""
+    before = [(vars(part), dict(vars(part))) for part in module.modules()]
+    values = [value for _, kept in before for name, value in kept.items() if name not in TORCHS]
     within = [(value, value.copy()) for value in values if type(value) in (dict, list)]
     try:
         yield
     finally:
-        for part, kept in before:
-            vars(part).clear()
-            vars(part).update(kept)
         for value, held in within:
             value.clear()
             (value.update if isinstance(value, dict) else value.extend)(held)
+        for now, kept in before:
+            for name in [name for name, value in now.items() if isinstance(value, Tensor)]:
+                del now[name]
+            now.update({name: value for name, value in kept.items() if isinstance(value, Tensor)})
