@@ -127,6 +127,10 @@ SERIES: dict[str, Any] = {"prediction_length": 4, "context_length": 12, "lags_se
     "feature_size": 7,
 }
 PIECES: dict[str, Any] = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+SEGMENTING: dict[str, Any] = {
+    "vision_config.sam_config.global_attn_indexes": [0, 1],
+    "vision_config.sam_config.downsample_channels": [48, 64],
+}
 VOCABULARY = {"<image>": 4, "<|extra_200|>": 7}
 
 TWEAKS: dict[str, dict[str, Any]] = {
@@ -168,6 +172,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "esm": {"vocab_size": 97, "mask_token_id": 3, "pad_token_id": 0, "position_embedding_type": "rotary"},
     "esmc": {"num_key_value_heads": 4},
     "mpnet": {"relative_attention_num_buckets": 32},
+    "udop": {"relative_attention_num_buckets": 32},
     "mobilebert": {"intra_bottleneck_size": 32, "true_hidden_size": 32, "embedding_size": 40},
     "ReformerForMaskedLM": {"is_decoder": False, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 8]},
     "neomme": {"embedding_rank": 40},
@@ -404,9 +409,18 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "inkling2": {"text_config.unpadded_vocab_size": 91},
     "inkling2_loop": {"text_config.unpadded_vocab_size": 91},
     "chameleon": {"vocabulary_map": VOCABULARY | {f"IMGIMG{c}Z": 50 + n for n, c in enumerate("ABCDEFGH")}},
-    "emu3": {"vocabulary_map": VOCABULARY | {f"<|visual token {n:06d}|>": 50 + n for n in range(8)}},
+    "emu3": {"vocabulary_map": VOCABULARY | {f"<|visual token {n:06d}|>": 50 + n for n in range(8)}}
+    | {
+        "vq_config.codebook_size": 8,
+        "vq_config.base_channels": 32,
+        "vq_config.channel_multiplier": [1, 1, 1, 2],
+    },
     "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"]}
-    | {"text_config.num_experts_per_tok": 2},
+    | {"text_config.num_experts_per_tok": 2, **SEGMENTING},
+    "unlimited_ocr": SEGMENTING,
+    "deepseek_vl_hybrid": {"high_res_vision_config.global_attn_indexes": [0, 1]},
+    "aria": {"projector_patch_to_query_dict": {"16": 5}},
+    "vipllava": {"vision_feature_layers": [-2, 1]},
     "Llama4ForConditionalGeneration": {
         "vision_config.intermediate_size": 256,
         "vision_config.projector_input_dim": 48,
@@ -421,7 +435,13 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "diffusion_gemma": {"text_config.num_experts": 4, "text_config.top_k_experts": 2}
     | {"text_config.moe_intermediate_size": 20},
     "hunyuan_vl": {"text_config.head_dim": 16, **TURNED},
-    "qwen2_5_omni_thinker": {"vision_start_token_id": 3},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 3, **TURNED},
+    "mllama": {
+        "vision_config.intermediate_layers_indices": [0, 1],
+        "vision_config.num_global_layers": 1,
+        "vision_config.vision_output_dim": 192,
+        "text_config.cross_attention_layers": [1],
+    },
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 3},
     "granite4_vision": PIECES | {"deepstack_layer_map": [[0, 0], [1, 1]], "downsample_rate": "1/2"},
     "janus": {"vision_config.projection_dim": 64},

@@ -59,7 +59,7 @@ SIZED = {  # how many arguments come before the sizes
 RUNS = {torch.unique_consecutive, Tensor.unique_consecutive}
 POSITIONS = {torch.nonzero, Tensor.nonzero, torch.where}
 ADDED = {torch.index_add, Tensor.index_add, Tensor.index_add_}
-RANDOM = re.compile(r"rand|normal|bernoulli|multinomial|uniform|exponential|empty|dropout")
+RANDOM = re.compile(r"rand|normal|bernoulli|multinomial|uniform|exponential|empty_|dropout")
 
 
 class Branches(TorchFunctionMode):
@@ -253,12 +253,16 @@ class Branches(TorchFunctionMode):
                 self._forget(args[0])
             return
         results = [leaf for leaf in tree_flatten(made)[0] if isinstance(leaf, Tensor)]
+        if RANDOM.search(name) and changes:
+            self._forget(args[0])
         if RANDOM.search(name) or not (results or changes):
             return
         if any(not _small(leaf, least=0) for leaf in results):
             return
         with _disable_current_modes():
             found = func(*known[0], **known[1])
+            if func is torch.empty:  # a table that will be written: what is not, no model can mean
+                found.zero_()
         values = [leaf for leaf in tree_flatten(found)[0] if isinstance(leaf, Tensor)]
         given = any(id(leaf) in self._given for leaf in tree_flatten((args, kwargs))[0])
         for traced, value in zip(results, values, strict=True):

@@ -57,7 +57,7 @@ def capture(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            silent, checked = _silently(), contextlib.nullcontext() if checks else _unchecked()
+            silent, checked = silently(), contextlib.nullcontext() if checks else _unchecked()
             # Lazy: the code of graphs that none runs is not made.
             with within(module, Reading()), _use_lazy_graph_module(True), silent, checked, _unvalidated():
                 program, led = _export(
@@ -95,8 +95,8 @@ def _unvalidated() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silently() -> Iterator[None]:
-    """Without export's half graphs and torch's own log of what it met: the error says it once."""
+def silently() -> Iterator[None]:
+    """Without half graphs and torch's own log of what it met: the error says it once."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

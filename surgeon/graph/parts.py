@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -182,11 +183,17 @@ def slice_scatter(
 
 def masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     """Rows put, in their order, where a mask is true: the last axes, along which the mask says the same and
-    which the source has, too, lie whole in each row."""
+    which the source has, too, or holds flat, lie whole in each row."""
     mask = mask.reshape([1] * (x.ndim - mask.ndim) + list(mask.shape))
     spread, whole = mask.expand(x.shape), 0
-    while whole < min(x.ndim, source.ndim) and spread.stride()[-1 - whole] == 0:
-        if source.shape[-1 - whole] != x.shape[-1 - whole]:
+    flat = source.ndim == 1 and x.ndim > 1
+    while whole < (x.ndim if flat else min(x.ndim, source.ndim)) and spread.stride()[-1 - whole] == 0:
+        size = x.shape[-1 - whole]
+        if (
+            source.numel() % math.prod(x.shape[x.ndim - whole - 1 :])
+            if flat
+            else source.shape[-1 - whole] != size
+        ):
             break
         whole += 1
     front, back = x.shape[: x.ndim - whole], x.shape[x.ndim - whole :]

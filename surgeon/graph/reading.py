@@ -57,8 +57,8 @@ def within(module: nn.Module, mode: TorchFunctionMode) -> Iterator[None]:
 
 
 def of_numbers(data: Any, dtype: Any, device: Any) -> Tensor | None:
-    """The tensor of a number, or of a short list of numbers or of equally long lists of them; None for other
-    data."""
+    """The tensor of a number, or of a short list of numbers, of tensors of one each, or of equally long
+    lists of them; None for other data."""
     if isinstance(data, (bool, int, float)):
         return torch.full((), data, dtype=dtype, device=device)
     if isinstance(data, (list, tuple)) and not data:  # a cache that holds nothing yet
@@ -71,6 +71,9 @@ def of_numbers(data: Any, dtype: Any, device: Any) -> Tensor | None:
         rows = [of_numbers(item, dtype, device) for item in data]
     else:
         kinds = {type(item) for item in data}
+        if all(isinstance(item, Tensor) and not item.ndim for item in data):
+            made = torch.stack(data)
+            return made.to(dtype=dtype or made.dtype, device=device or made.device)
         if kinds == {int, float}:  # as torch reads them together
             data = [float(item) for item in data]
         elif len(kinds) != 1 or not kinds <= {bool, int, float}:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import ModelError, fail
-from surgeon.models.pictures import GRIDS, LAYOUTS, TABLE, pictures_among_words, runs_on, table_of
+from surgeon.models.pictures import GRIDS, LAYOUTS, TABLE, needs, pictures_among_words, runs_on, table_of
 
 Way = Callable[[torch.Generator], dict[str, Any]]
 
@@ -26,6 +26,9 @@ IMAGE_SIZE = 64  # where the config names none: the class takes any
 FRAMES = 48  # of a spectrogram whose length the class leaves open
 BINS = (80, 128)  # frequencies of a spectrogram, where the config states none
 BOX = 1000  # what the corners of words on a page are counted in
+FLAT = "flattened_patches"  # what classes call patches that begin with their places
+HIGH, WIDE = 2, 3  # of a picture of these
+FRACTIONS = "in fractions"  # of the page: how else they may be
 CHARACTERS = range(32, 127)  # code points, for a class that reads characters and states no vocabulary
 SAMPLES = 3840  # of a sound, where the config tells no convolutions: whole frames of 5, 10, 20 and 80 ms
 
@@ -57,15 +60,23 @@ def _given(module: nn.Module, names: Sequence[str], way: Way, seed: int, picture
         if name.endswith("_input_ids") and input_.default is inspect._empty and name not in inputs:
             inputs[name] = _ids_of_part(config, name.removesuffix("_input_ids"), generator)
     if pictures and "input_ids" in inputs:
-        pixels = torch.randn((BATCH, *_picture(config)), generator=generator)
-        inputs |= pictures_among_words(module, pixels, inputs, generator) or {}
+        found = _among_words(module, inputs, generator)
+        inputs |= found if isinstance(found, dict) else {}
     if "bbox" in accepted and "input_ids" in inputs:
-        inputs["bbox"] = _boxes(config, inputs["input_ids"], generator)
+        whole = not inputs.pop(FRACTIONS, False)
+        inputs["bbox"] = _boxes(config, inputs["input_ids"], whole, generator)
     if "decoder_input_ids" in accepted:
         inputs["decoder_input_ids"] = _decoder_ids(module, inputs, generator)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     return {name: value for name, value in inputs.items() if name in accepted}
+
+
+def _among_words(
+    module: Any, inputs: Mapping[str, Any], generator: torch.Generator
+) -> dict[str, Tensor] | str:
+    pixels = torch.randn((BATCH, *_picture(module.config)), generator=generator)
+    return pictures_among_words(module, pixels, inputs, generator)
 
 
 def _looked_at(module: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
@@ -74,7 +85,7 @@ def _looked_at(module: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[
         raise fail(ModelError, "S210", f"{type(module).__name__} has no forward pass", help="grow its parts")
     main = str(getattr(module, "main_input_name", "input_ids"))
     if main == "inputs" or main not in accepted:  # says nothing of what it is, or is only inherited
-        needed = (name for name, input_ in accepted.items() if _needs(input_))
+        needed = (name for name, input_ in accepted.items() if needs(input_))
         main = next((name for name in MADE if name in accepted), next(needed, main))
     if main not in MADE and not (main == TABLE and GRIDS & accepted.keys()):
         raise _unknown(module, main)
@@ -87,16 +98,11 @@ def _looked_at(module: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[
     return main, *others
 
 
-def _needs(input_: inspect.Parameter) -> bool:
-    varied = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return input_.default is inspect._empty and input_.kind not in varied
-
-
 def _refuse_unknown(
     module: nn.Module, accepted: Mapping[str, inspect.Parameter], inputs: Mapping[str, Any]
 ) -> None:
     """Raises ModelError S211 where the class cannot do without an input that was not made."""
-    missing = next((name for name, i in accepted.items() if _needs(i) and name not in inputs), None)
+    missing = next((name for name, i in accepted.items() if needs(i) and name not in inputs), None)
     if missing is not None:
         raise _unknown(module, missing)
 
@@ -112,8 +118,10 @@ def _unknown(module: nn.Module, name: str) -> ModelError:
 
 def _ways(config: Any, accepted: Mapping[str, inspect.Parameter], names: Sequence[str]) -> list[Way]:
     """How the class may take what it looks at beside words, the likeliest first."""
-    if any(_needs(accepted[grid]) for grid in GRIDS & accepted.keys()):
+    if any(needs(accepted[grid]) for grid in GRIDS & accepted.keys()):
         return [partial(table_of, config, accepted.keys(), BATCH, n) for n in range(LAYOUTS)]
+    if FLAT in names:
+        return [partial(_flattened, config)]
     if "pixel_values" in names and "spatial_shapes" in accepted:
         return [partial(_patches, config)]
     channels = "padding_mask" in accepted  # such sounds come with their channels
@@ -123,9 +131,10 @@ def _ways(config: Any, accepted: Mapping[str, inspect.Parameter], names: Sequenc
         apart = [(_stated(config, "audio_channels") or 1, *shape) for shape in plain]
         shapes["input_values"] = [*apart, *plain] if channels else [*plain, *apart]
     mask = accepted.get("input_features_mask") if "input_features" in shapes else None
-    masked = (False,) if mask is None else (True,) if _needs(mask) else (False, True)
+    masked = (False,) if mask is None else (True,) if needs(mask) else (False, True)
     chosen = [dict(zip(shapes, several, strict=True)) for several in product(*shapes.values())]
-    return [partial(_random, shape, with_mask) for with_mask in masked for shape in chosen]
+    ways: list[Way] = [partial(_random, shape, with_mask) for with_mask in masked for shape in chosen]
+    return ways + [partial(_in_fractions, way) for way in ways if "bbox" in accepted]
 
 
 def _random(
@@ -139,6 +148,10 @@ def _random(
         mask[-1, mask.shape[1] * 3 // 4 :] = 0
         made["input_features_mask"] = mask
     return made
+
+
+def _in_fractions(way: Way, generator: torch.Generator) -> dict[str, Any]:
+    return {FRACTIONS: True, **way(generator)}
 
 
 def _fitting(module: nn.Module, names: Sequence[str], ways: Sequence[Way]) -> int:
@@ -156,7 +169,8 @@ def blind_to(module: nn.Module) -> str:
     reads, given = inspect.signature(module.forward).parameters, real_inputs(module, 0)
     if "input_ids" not in given or "pixel_values" not in reads or "pixel_values" in given:
         return ""
-    return f"{type(module).__name__} does not say where pictures stand among its words, or how they are laid"
+    why = _among_words(module, given, torch.Generator().manual_seed(0))
+    return f"{type(module).__name__} {why}" if isinstance(why, str) else ""
 
 
 def pictured(module: nn.Module) -> bool:
@@ -210,8 +224,11 @@ def _ids_of_part(config: Any, part: str, generator: torch.Generator) -> Tensor:
     return ordinary[torch.randint(len(ordinary), (BATCH, SEQUENCE), generator=generator)]
 
 
-def _boxes(config: Any, words: Tensor, generator: torch.Generator) -> Tensor:
-    """Where each word stands on its page (batch × length × 4): left, top, right and bottom."""
+def _boxes(config: Any, words: Tensor, whole: bool, generator: torch.Generator) -> Tensor:
+    """Where each word stands on its page (batch × length × 4): left, top, right and bottom, in whole numbers
+    or in fractions of the page."""
+    if not whole:
+        return torch.rand((*words.shape, 2, 2), generator=generator).sort(2).values.flatten(2)
     most = min(BOX, (_stated(config, "max_2d_position_embeddings") or BOX + 1) - 1)
     corners = torch.randint(most + 1, (*words.shape, 2, 2), generator=generator)
     return corners.sort(2).values.flatten(2)
@@ -233,6 +250,14 @@ def _patches(config: Any, generator: torch.Generator) -> dict[str, Tensor]:
     }
 
 
+def _flattened(config: Any, generator: torch.Generator) -> dict[str, Any]:
+    """Pictures as patches, each a row of numbers behind its place: which row and column, from one on."""
+    numbers = _stated(config, "patch_embed_hidden_size")
+    places = torch.cartesian_prod(torch.arange(1, HIGH + 1), torch.arange(1, WIDE + 1))
+    pixels = torch.randn((BATCH, len(places), numbers), generator=generator)
+    return {FLAT: torch.cat([places.expand(BATCH, -1, -1).to(pixels.dtype), pixels], 2)}
+
+
 def _ordinary_ids(config: Any) -> Tensor:
     """The ids of the vocabulary that the config gives no special meaning, such as padding."""
     text = config.get_text_config()
@@ -250,12 +275,15 @@ def _ordinary_ids(config: Any) -> Tensor:
 
 
 def _stated(config: Any, *fields: str) -> Any:
-    """The first of the fields that the config, or else one of those within it, gives a value."""
-    inner = [value for value in vars(config).values() if hasattr(value, "to_dict")]
-    for place in (config, *inner):
-        for field in fields:
-            if getattr(place, field, None) is not None:
-                return getattr(place, field)
+    """The first of the fields that the config, or else one of those within it, gives a value; those nearest
+    to it go first."""
+    places = [config]
+    while places:
+        for place in places:
+            for field in fields:
+                if getattr(place, field, None) is not None:
+                    return getattr(place, field)
+        places = [v for place in places for v in vars(place).values() if hasattr(v, "to_dict")]
     return None
 
 
@@ -315,7 +343,7 @@ SHAPES: Mapping[str, Callable[[Any], list[tuple[int, ...]]]] = {
 }
 """By the name of an input that is made of random numbers: the shapes one example may have."""
 
-MADE = ("input_ids", *SHAPES)
+MADE = ("input_ids", *SHAPES, FLAT)
 """What a model may look at, as far as it can be made up."""
 
 _FITTING: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()

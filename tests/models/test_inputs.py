@@ -192,7 +192,7 @@ def test_a_class_that_does_not_say_where_pictures_stand_is_told_of() -> None:
     module, _ = build_meta(*tiny("LlavaForConditionalGeneration")[::-1])
     assert blind_to(module) == "" and pictured(module)
     module.config.image_token_id = None
-    said = f"{type(module).__name__} does not say where pictures stand among its words, or how they are laid"
+    said = f"{type(module).__name__} names no id in its config in whose place pictures stand (image_token_id)"
     assert blind_to(module) == said and not pictured(module)
     assert _first_captured(module, KNOWN)[2] == said
     plain, _ = build_meta(*tiny("LlamaForCausalLM")[::-1])
