@@ -141,6 +141,14 @@ def prod_all(x: Tensor, *, dtype: Any = None) -> Tensor:
     return prod(x, dtype=dtype)
 
 
+def largest(x: Tensor) -> Tensor:
+    return torch.amax(x, list(range(x.ndim)))
+
+
+def smallest(x: Tensor) -> Tensor:
+    return torch.amin(x, list(range(x.ndim)))
+
+
 def diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """What stands in a row and a column of the same number, or apart by `offset`."""
     x = x.movedim((dim1, dim2), (-2, -1))
@@ -225,6 +233,8 @@ PARTS: Mapping[Any, Any] = {
     aten._euclidean_dist.default: euclidean_dist,
     aten.diagonal.default: diagonal,
     aten.prod.default: prod_all,
+    aten.max.default: largest,
+    aten.min.default: smallest,
     aten.prod.dim_int: prod,
     aten.slice_scatter.default: slice_scatter,
 }

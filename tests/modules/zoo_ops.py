@@ -117,7 +117,8 @@ class Quantised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.inward(x)
         apart = torch.cdist(x, self.book)
-        return self.head(x + self.book[apart.argmin(-1)]) * apart.amin(-1, keepdim=True)
+        near = torch.exp(apart.min() - apart.amin(-1, keepdim=True)) * x.max()
+        return self.head(x + self.book[apart.argmin(-1)]) * near
 
 
 class Grouped(nn.Module):
