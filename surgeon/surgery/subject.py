@@ -39,6 +39,7 @@ from surgeon.planning.plan import Plan, plan_growth
 FEW = 3  # things named before a list is cut short
 LONG = 120  # characters, of what the model finds
 OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetensors file with tensors by name"
+KEPT_INPUTS = "its inputs are your own and keep their sizes: what is as wide as one of them cannot grow"
 Stage = Callable[[str], None]
 
 
@@ -199,7 +200,8 @@ def _grown_class(
     try:
         graph = _captured(module, subject.module, subject.known, subject.supply, buffers, led)
     except ModelError as error:
-        raise refusal(config, changes, error.__cause__ or error, error.diagnostics[0].notes) from error
+        notes = error.diagnostics[0].notes + ((KEPT_INPUTS,) if subject.supply.given is not None else ())
+        raise refusal(config, changes, error.__cause__ or error, notes) from error
     return config, module, buffers, graph
 
 
