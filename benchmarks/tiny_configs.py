@@ -408,7 +408,10 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "inkling2_text": {"unpadded_vocab_size": 91},
     "inkling2": {"text_config.unpadded_vocab_size": 91},
     "inkling2_loop": {"text_config.unpadded_vocab_size": 91},
-    "chameleon": {"vocabulary_map": VOCABULARY | {f"IMGIMG{c}Z": 50 + n for n, c in enumerate("ABCDEFGH")}},
+    "chameleon": {
+        "vq_config.num_embeddings": 8,
+        "vocabulary_map": VOCABULARY | {f"IMGIMG{c}Z": 50 + n for n, c in enumerate("ABCDEFGH")},
+    },
     "emu3": {"vocabulary_map": VOCABULARY | {f"<|visual token {n:06d}|>": 50 + n for n in range(8)}}
     | {
         "vq_config.codebook_size": 8,

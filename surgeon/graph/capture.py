@@ -29,6 +29,7 @@ from surgeon.errors import ModelError, fail
 from surgeon.graph.branches import Branches
 from surgeon.graph.canonical import canonical, name_dtypes
 from surgeon.graph.captured import Captured, describe
+from surgeon.graph.kept import left_as_it_is
 from surgeon.graph.parts import PARTS
 from surgeon.graph.places import is_machinery, overload_name, place_of, short
 from surgeon.graph.reading import Reading, within
@@ -59,7 +60,15 @@ def capture(
             warnings.simplefilter("ignore")
             silent, checked = silently(), contextlib.nullcontext() if checks else _unchecked()
             # Lazy: the code of graphs that none runs is not made.
-            with within(module, Reading()), _use_lazy_graph_module(True), silent, checked, _unvalidated():
+            kept = left_as_it_is(module)
+            with (
+                within(module, Reading()),
+                _use_lazy_graph_module(True),
+                silent,
+                checked,
+                _unvalidated(),
+                kept,
+            ):
                 program, led = _export(
                     module, tuple(args), kwargs, dynamic_shapes, values, buffers or {}, led
                 )

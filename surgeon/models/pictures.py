@@ -20,7 +20,7 @@ from torch._subclasses import FakeTensorMode
 
 from surgeon.graph.branches import Branches
 from surgeon.graph.capture import silently
-from surgeon.models.kept import left_as_it_is
+from surgeon.graph.kept import left_as_it_is
 from surgeon.models.native import build_meta, reason
 
 CUTS = 5  # of one picture, at most

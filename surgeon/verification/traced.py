@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from surgeon.axes.maps import Maps
 from surgeon.errors import ModelError, fail
-from surgeon.models.kept import left_as_it_is
+from surgeon.graph.kept import left_as_it_is
 from surgeon.models.native import reason
 from surgeon.planning.plan import Plan
 from surgeon.rewriting.calling import Calling

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import pytest
@@ -362,3 +363,29 @@ def test_a_graph_that_fails_on_its_inputs_says_where() -> None:
     with pytest.raises(ModelError, match="index_select") as caught:
         computed(captured, given)
     assert caught.value.code == "S215"
+
+
+class Table:
+    """No module: it makes a tensor when it is first asked, and keeps it."""
+
+    @functools.cached_property
+    def values(self) -> Tensor:
+        return torch.tensor([2.0, 3.0])
+
+
+class Tabled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.seen = Table(), [1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x
+        self.seen.append(len(x))
+        return x * self.table.values
+
+
+def test_a_module_is_traced_as_if_for_the_first_time_whenever_it_is() -> None:
+    module, x = Tabled(), torch.ones(2, 2)
+    first, second = (capture(module, (x,)) for _ in range(2))
+    assert [n.name for n in first.nodes] == [n.name for n in second.nodes]
+    assert "values" not in vars(module.table) and not hasattr(module, "last") and module.seen == [1]
