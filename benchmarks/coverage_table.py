@@ -14,6 +14,7 @@ RIGHT: tuple[tuple[str, str, str], ...] = (
     ("S306", r"aten\.fft_", "a Fourier transform over the dim"),
     ("S303", "", "a softmax over the dim"),
     ("S331", "statistics are taken over them", "statistics over numbers that only a larger size makes"),
+    ("S216", "", "random numbers that the class draws as it runs, and does not take as an input"),
 )
 """Refusals that are right: by code and what their text says, what it is that no weight can change.
 All others are gaps until someone shows the same of them."""
@@ -43,6 +44,8 @@ def outcome(row: Row) -> str:
     together = row["together"]
     if "exact" in together:
         return "grown as asked" if together["fields"] else "without a size of these names"
+    if not together["code"]:
+        return "without a size of these names"
     if any(a.get("fields") for a in row["alone"].values()):
         return "grown in part, and the rest refused rightly" if rightly(together) else "grown in part"
     return "refused rightly" if rightly(together) else "refused"

@@ -93,10 +93,10 @@ def test_pictures_that_could_not_be_traced_are_shown_to_stock(
     without it, the class would take no picture any more."""
     traced = subject._captured
 
-    def blind(module: Any, source: Any, known: frozenset[str], supply: Supply, buffers: Any = None) -> Any:
+    def blind(module: Any, source: Any, known: frozenset[str], supply: Supply, *others: Any) -> Any:
         if supply.pictures:
             raise fail(ModelError, "S210", "too dark")
-        return traced(module, source, known, supply, buffers)
+        return traced(module, source, known, supply, *others)
 
     monkeypatch.setattr(subject, "_captured", blind)
     make("qwen2_vl", "Qwen2VLForConditionalGeneration", tmp_path / "source")
