@@ -136,6 +136,7 @@ def _row(row: Row) -> str:
     why = row.get("crash") or row.get("unbuilt") or row.get("refusal") or together.get("refusal", "")
     errors = " | ".join(f"{best[k]:.1e}" if k in best else "" for k in ("exact", "native"))
     text = why.splitlines()[0].replace("|", "\\|")[:150] if why else ""
+    text = re.sub(r"/\S*/(?=source)", "", text)  # the sweep's own folder
     if "code" in together and together["code"] and rightly(together):
         text = f"rightly, {rightly(together)}: {text}"
     name = row["class"] + (" †" if row.get("given") else "")
