@@ -482,6 +482,13 @@ TWEAKS: dict[str, dict[str, Any]] = {
     },
     "deepseek_v4": {"o_groups": 2},
     "blt": {"decoder_config.hidden_size_global": 64, "encoder_hash_byte_group_vocab": 50},
+    "Qwen4ExpForConditionalGeneration": {
+        "text_config.layer_types": ["linear_attention", "linear_attention"],
+        "text_config.ngram_vocab_size_base": 50,
+        "text_config.ple_embed_dim": 32,
+        "text_config.split_ngram_parts": 2,
+        "text_config.make_ngram_vocab_size_divisible_by": 2,
+    },
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "linear_attention"],
         "ngram_vocab_size_base": 50,
