@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from surgeon.models.inputs import real_inputs
 from surgeon.verification.rounding import DRAWS, round_otherwise
@@ -211,7 +212,9 @@ def _double(value: Any) -> Any:
 def _outputs(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     with torch.no_grad():
         result = model(**inputs)
-    return [v.double() for v in result.values() if isinstance(v, Tensor) and v.is_floating_point()]
+    plain = [v for v in result.values() if isinstance(v, Tensor)]
+    several = plain or [v for v in tree_leaves(tuple(result.values())) if isinstance(v, Tensor)]
+    return [v.double() for v in several if v.is_floating_point()]
 
 
 def _rank(difference: float) -> float:

@@ -126,6 +126,33 @@ SERIES: dict[str, Any] = {"prediction_length": 4, "context_length": 12, "lags_se
     "num_time_features": 2,
     "feature_size": 7,
 }
+SEGMENT: dict[str, Any] = {
+    "vision_config.output_channels": 64,
+    "vision_config.num_pos_feats": 32,
+    "vision_config.mlp_dim": 88,
+    "vision_config.global_attn_indexes": [1],
+    "vision_config.window_size": 2,
+    "prompt_encoder_config.image_embedding_size": 4,
+    "mask_decoder_config.mlp_dim": 88,
+    "mask_decoder_config.iou_head_hidden_dim": 28,
+}
+HIERA: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_attention_heads": 1,
+    "image_size": [64, 64],
+    "blocks_per_stage": [1, 1, 2, 1],
+    "embed_dim_per_stage": [16, 32, 64, 128],
+    "num_attention_heads_per_stage": [1, 2, 4, 8],
+    "window_size_per_stage": [4, 4, 4, 2],
+    "window_positional_embedding_background_size": [4, 4],
+    "global_attention_blocks": [3],
+}
+PYRAMID: dict[str, Any] = {
+    "backbone_channel_list": [128, 64, 32, 16],
+    "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+    "fpn_hidden_size": 64,
+}
+
 PIECES: dict[str, Any] = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
 SEGMENTING: dict[str, Any] = {
     "vision_config.sam_config.global_attn_indexes": [0, 1],
@@ -506,11 +533,14 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "mistral_large4_text": {"kv_source_layers": [0, 1]},
     "glm5_next_text": {"qk_rope_head_dim": 0},
     **{name: {"flow_head_config.condition_dim": 64} for name in ("gradium_phonon_tts", "pocket_tts")},
-    "granite_speech5_encoder": {"context_size": 16},
+    "granite_speech5_encoder": {"context_size": 16, "num_key_value_heads": 4},
     "patchtst": {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8},
     "patchtsmixer": {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8}
     | {"num_patches": 4},
-    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), SERIES),
+    "time_series_transformer": SERIES,
+    # The class adds its mask of positions to numbers by channels: they are as many as a head has.
+    "autoformer": {**SERIES, "context_length": 16, "label_length": 12},
+    "informer": {**SERIES, "distil": False},  # halved sequences meet a mask of whole ones
     "encodec": {"codebook_dim": 64},
     "nemotron3_diarization_audio": {"num_key_value_heads": 4},
     "nemotron3_5_transcribe_asr_audio": {"num_key_value_heads": 4},
@@ -523,7 +553,56 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "seggpt": {"image_size": [32, 16], "pretrain_image_size": 16, "mlp_dim": 88, "merge_index": 0}
     | {"intermediate_hidden_state_indices": [0, 1]},
     "fun_asr_nano_encoder": {"num_timestamp_prediction_layers": 1},
-    "qwen3_asr_encoder": {"n_window": 8},
+    "qwen3_asr_encoder": {"n_window_infer": 200},  # its windows are of 100 steps, whatever the config says
+    **{key: {"insert_layer_id": 0} for key in ("minicpm_ocr_vision", "minicpmv4_7_vision")},
+    "tvp": {"max_img_size": 64, "visual_prompt_size": 8, "num_frames": 2}
+    | {"backbone_config": {**RESNET, "out_features": STAGES[3:]}},
+    "efficientloftr": {"stage_num_blocks": [1, 1, 1, 1], "out_features": [16, 24, 32, 64]}
+    | {"num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 128}
+    | {"stage_in_channels": [1, 16, 24, 32], "stage_block_stride": [[2], [1], [2], [2]]}
+    | {"stage_block_in_channels": [[1], [16], [24], [32]], "fine_fusion_dims": [64, 32, 24]}
+    | {"stage_block_out_channels": [[16], [24], [32], [64]]},
+    "t5gemma2_encoder": {"text_config.dropout_rate": 0.0},
+    **{key: {"quantization_dim": 128, "num_key_value_heads": 4} for key in ("neucodec", "xcodec2")},
+    "xclip": {"projection_dim": 64},
+    "xcodec": {"codebook_dim": 128},
+    "glm_image": TURNED,
+    "clvp": {
+        f"{part}_config.{field}": value
+        for part in ("text", "speech")
+        for field, value in (("num_attention_heads", 2), ("projection_dim", 64))
+    },
+    **{key: {"codebook_dim": 64} for key in ("wavtokenizer", "wavtokenizer_encoder")},
+    "sam": SEGMENT,
+    "sam_hq": {**SEGMENT, "mask_decoder_config.vit_dim": 64},
+    "sam2_hiera_det_model": HIERA,
+    "sam2_vision_model": {"backbone_config": {"model_type": "sam2_hiera_det_model", **HIERA}, **PYRAMID},
+    "sam2": {
+        "vision_config.backbone_config": {"model_type": "sam2_hiera_det_model", **HIERA},
+        **{f"vision_config.{name}": value for name, value in PYRAMID.items()},
+        "prompt_encoder_config.image_size": 64,
+        "prompt_encoder_config.patch_size": 16,
+        "mask_decoder_config.mlp_dim": 88,
+        "mask_decoder_config.iou_head_hidden_dim": 28,
+    },
+    "sam3_tracker": {
+        "vision_config.backbone_config.global_attn_indexes": [1],
+        "vision_config.backbone_config.pretrain_image_size": 32,
+        "vision_config.backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        "mask_decoder_config.mlp_dim": 88,
+        "mask_decoder_config.iou_head_hidden_dim": 28,
+    },
+    "uvdoc": {
+        "backbone_config": {
+            "model_type": "uvdoc_backbone",
+            "resnet_head": [[3, 8], [8, 8]],
+            "resnet_configs": [[[8, 8, 1, False]], [[8, 12, 1, True]], [[12, 16, 1, True]]],
+            "stage_configs": [[[16, 1]], [[16, 2]]],
+            "out_features": ["stage1", "stage2"],
+        },
+        "bridge_connector": [16, 20],
+        "out_point_positions2D": [[20, 8], [8, 2]],
+    },
     "bros": {"dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 16},
     "lilt": {"hidden_size": 96},
     "swin2sr": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "image_size": 8, "patch_size": 1}

@@ -133,7 +133,68 @@ def drafted(config: Any) -> Inputs:
     return {
         "noise_embeds": torch.randn(BATCH, 4, config.hidden_size),
         "context_hidden_states": torch.randn(BATCH, STEPS, len(config.target_layer_ids) * config.hidden_size),
+        "attention_mask": torch.ones(BATCH, STEPS + 4, dtype=torch.long),
     }
+
+
+def spoken(config: Any) -> Inputs:
+    """Words, and a spectrogram of someone who says them: batch × bins × steps."""
+    return {**words(config), "input_features": torch.randn(BATCH, config.decoder_config.feature_size, 40)}
+
+
+def words(config: Any) -> Inputs:
+    """Words alone, where the class takes pictures only with a part that its default config leaves out, or
+    with one more that it is to make."""
+    mask = torch.ones(BATCH, 7, dtype=torch.long)
+    mask[-1, 4:] = 0
+    return {"input_ids": torch.randint(10, 90, (BATCH, 7)), "attention_mask": mask}
+
+
+def film(config: Any) -> Inputs:
+    """Words, and a film of the largest size: one × pictures × channels × height × width. The class takes one
+    example at a time."""
+    side = config.max_img_size
+    one = {name: tensor[:1] for name, tensor in words(config).items()}
+    return {**one, "pixel_values": torch.rand(1, config.num_frames, 3, side, side)}
+
+
+def stacked(config: Any) -> Inputs:
+    """A spectrogram of which each step is four frames, one behind the other: batch × steps × numbers."""
+    return {"input_features": torch.randn(BATCH, 32, 4 * config.num_mel_bins), "attention_mask": held(32)}
+
+
+def stacked_frames(config: Any) -> Inputs:
+    """The same, of as many frames as the config says."""
+    numbers = config.num_stacked_frames * config.num_mel_bins
+    return {"input_features": torch.randn(BATCH, 32, numbers), "input_features_mask": held(32)}
+
+
+def windows(config: Any) -> Inputs:
+    """A spectrogram of two whole windows, all of them held: batch × bins × steps."""
+    steps = 4 * config.n_window
+    return {
+        "input_features": torch.randn(BATCH, config.num_mel_bins, steps),
+        "input_features_mask": torch.ones(BATCH, steps, dtype=torch.long),
+    }
+
+
+def held(steps: int) -> Tensor:
+    """Which steps hold anything: three quarters of the last example."""
+    mask = torch.ones(BATCH, steps, dtype=torch.long)
+    mask[-1, steps * 3 // 4 :] = 0
+    return mask
+
+
+def told(config: Any) -> Inputs:
+    """A picture, and the ids of the task that it is looked at for."""
+    tasks = torch.randint(1, 90, (BATCH, config.task_seq_len))
+    return {"pixel_values": torch.rand(BATCH, 3, 64, 64), "task_inputs": tasks}
+
+
+def heard(config: Any) -> Inputs:
+    """One channel of samples, and the spectrogram of as many steps as a codec makes of them."""
+    width = config.semantic_model_config.feature_projection_input_dim
+    return {**sounding(config), "input_features": torch.randn(BATCH, 12, width)}
 
 
 def sound(config: Any) -> Inputs:
@@ -185,6 +246,19 @@ GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
     "lxmert": seen_and_read,
     "seggpt": prompted,
     "lightglue": matched,
+    "efficientloftr": matched,
+    "clvp": spoken,
+    "embedding_gemma2": words,
+    "glm_image": words,
+    "tvp": film,
+    "granite_speech5_encoder": stacked,
+    "fun_asr_nano_encoder": stacked_frames,
+    "qwen3_asr_encoder": windows,
+    "oneformer": told,
+    "xcodec": sounding,
+    "xcodec2": heard,
+    "wavtokenizer": sounding,
+    "wavtokenizer_encoder": sounding,
     "gemma4_vision": placed_patches,
     "nemotron3_5_transcribe_word_timestamp": embedded,
     "muse_glimmer_assistant": drafted,

@@ -31,6 +31,12 @@ class Reading(TorchFunctionMode):
             made = of_numbers(args[0], given.get("dtype"), given.get("device"))
             if made is not None:
                 return made
+        if func is torch.Tensor.new_tensor and not given.get("requires_grad"):
+            like, data = args
+            kind, place = given.get("dtype") or like.dtype, given.get("device") or like.device
+            made = of_numbers(data, kind, place)
+            if made is not None:
+                return made
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             tensor, index, *put = args
             several = index if isinstance(index, tuple) else (index,)

@@ -17,7 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import ModelError, fail
-from surgeon.models.pictures import GRIDS, LAYOUTS, TABLE, needs, pictures_among_words, runs_on, table_of
+from surgeon.models.pictures import (
+    GRIDS,
+    LAYOUTS,
+    STRIP,
+    STRIPS,
+    TABLE,
+    needs,
+    pictures_among_words,
+    runs_on,
+    table_of,
+)
 
 Way = Callable[[torch.Generator], dict[str, Any]]
 
@@ -120,6 +130,8 @@ def _ways(config: Any, accepted: Mapping[str, inspect.Parameter], names: Sequenc
     """How the class may take what it looks at beside words, the likeliest first."""
     if any(needs(accepted[grid]) for grid in GRIDS & accepted.keys()):
         return [partial(table_of, config, accepted.keys(), BATCH, n) for n in range(LAYOUTS)]
+    if "pixel_values" in names and STRIP in accepted:
+        return [partial(table_of, config, accepted.keys(), BATCH, n) for n in range(STRIPS)]
     if FLAT in names:
         return [partial(_flattened, config)]
     if "pixel_values" in names and "spatial_shapes" in accepted:

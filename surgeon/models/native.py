@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from surgeon.errors import ModelError, fail
+from surgeon.errors import ModelError, SurgeonError, fail
 from surgeon.models.ties import untie
 from surgeon.running.memory import give_back
 
@@ -26,8 +26,11 @@ MAX_PARAMETERS = 200_000  # tensors; a config that asks for more has a wrong num
 
 def field_value(config: Any, field: str) -> Any:
     """A field by name, with dots for what is within: `text_config.hidden_size`, and `widths.1` for an entry
-    of a list. None when the config has none."""
+    of a list. None when the config has none, or only says what follows from others and takes no value."""
     for part in field.split("."):
+        said = getattr(type(config), part, None)
+        if isinstance(said, property) and said.fset is None:
+            return None
         if isinstance(config, (list, tuple)) and part.isdigit():
             config = config[int(part)] if int(part) < len(config) else None
         else:
@@ -137,7 +140,10 @@ def refusal(
 
 
 def reason(error: BaseException) -> str:
-    """The last line of an error that says anything: there strict classes tell what is wrong."""
+    """The last line of an error that says anything: there strict classes tell what is wrong. Of one of ours
+    what it says first."""
+    if isinstance(error, SurgeonError):
+        return str(error.diagnostics[0].message)
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [x for x in lines if any(c.isalnum() for c in x) and not x.startswith(("frame #", "<omitting"))]
     if not lines or isinstance(error, KeyError):  # which only names the key

@@ -37,7 +37,7 @@ TABLE = "hidden_states"
 APART, STRIP = "spatial_shapes", "target_sizes"
 COUNTED = frozenset({"image_grid_thw", "image_grid_hw", APART, STRIP})
 """What classes call the input that tells how many patches of each picture among words there are."""
-LAYOUTS = 9  # of patches in one table
+LAYOUTS, STRIPS = 9, 3  # of patches in one table, or in one strip
 OF_PART = "_" + PIXELS
 """What follows the name of a part that looks at pictures of its own."""
 DEEP = "deepstack_features"
@@ -101,9 +101,11 @@ def needs(input_: inspect.Parameter) -> bool:
 def table_of(
     vision: Any, accepted: Collection[str], count: int, layout: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """As many pictures in one of the LAYOUTS, by the names that a class which reads nothing else accepts."""
-    made = list(_grids(vision, count, (), generator))[layout]
-    named = {TABLE: made[PIXELS], **made, **dict.fromkeys(GRIDS, made["image_grid_thw"])}
+    """As many pictures in one of the LAYOUTS, or of the STRIPS, by the names that a class which reads nothing
+    else accepts."""
+    made = list(_grids(vision, count, accepted, generator))[layout]
+    grids = dict.fromkeys(GRIDS, made["image_grid_thw"]) if "image_grid_thw" in made else {}
+    named = {TABLE: made[PIXELS], **made, **grids}
     return {name: value for name, value in named.items() if name in accepted}
 
 
@@ -172,7 +174,7 @@ def _grids(
         counts = {
             "image_grid_thw": torch.tensor([[1, high, wide]] * pictures),
             "image_grid_hw": each,
-            "image_merge_sizes": torch.full((pictures,), merged),
+            **dict.fromkeys(("image_merge_sizes", "merge_sizes"), torch.full((pictures,), merged)),
         }
         if APART in asked:
             apart = patch.movedim(1, -1).reshape(pictures, high * wide, -1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
@@ -206,7 +207,7 @@ def observe(
     """Run a stock model on random inputs, some of them padded; `asked` are outputs wanted besides it."""
     several = supply.batches(model, SEEDS)
     # It may hold all examples of a batch against each other.
-    apart = len(several) == 1 or holds_several(several[0])
+    apart = len(several) == 1 or holds_several(several[0]) or _in_one(several[0])
     runs = [] if apart else [_answers(model, _joined(several), dtype, asked)]
     if apart or len(runs[0][0]) % (BATCH * len(several)):  # or lay all of them in one row
         runs = [_answers(model, inputs, dtype, asked) for inputs in several]
@@ -214,6 +215,11 @@ def observe(
     tokens = _greedy(model) if generates else None
     noted = dict(zip(asked, others, strict=True))
     return Observed(dtype, first, _has_logits(model), tokens, unloaded, others=noted)
+
+
+def _in_one(inputs: Mapping[str, Any]) -> bool:
+    """Whether all examples of a batch are laid in one, side by side, so that a first axis counts none."""
+    return any(isinstance(value, Tensor) and value.shape[:1] == (1,) for value in inputs.values())
 
 
 def _joined(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -227,11 +233,11 @@ def _joined(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _answers(
     model: Any, inputs: Mapping[str, Any], dtype: torch.dtype, asked: tuple[str, ...]
 ) -> list[Tensor]:
-    """The first output of a model, and those that are asked for."""
+    """The first output of a model, however deep it lies, and those that are asked for."""
     device = next(model.parameters()).device
     with torch.no_grad():
         result = model(**{name: _cast(value, dtype, device) for name, value in inputs.items()})
-    first = next(v for v in result.values() if isinstance(v, Tensor))
+    first = next(v for v in tree_leaves(tuple(result.values())) if isinstance(v, Tensor))
     # Floats stay in their own dtype: over many words, their float64 would be the largest tensor of all.
     return [v if v.is_floating_point() else v.double() for v in (first, *(_at(result, p) for p in asked))]
 

@@ -163,6 +163,21 @@ def test_tables_of_numbers_keep_them_where_the_model_has_no_data(name: str) -> N
     torch.testing.assert_close(made(x), Table()(x), rtol=0, atol=0)
 
 
+def test_a_number_made_like_another_tensor_is_one_of_the_graph() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.new_tensor(0.3) + x.new_tensor([1, 2, 4], dtype=torch.float64).sum()
+
+    x = torch.arange(3.0)
+    captured = capture(Scaled(), (x.to("meta"),))
+    assert not captured.constants
+    made = captured.program.module().cpu()
+    for node in made.graph.nodes:  # the graph says where it was traced
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k != "device"}
+    made.recompile()
+    torch.testing.assert_close(made(x), Scaled()(x), rtol=0, atol=0)
+
+
 def test_what_is_no_table_of_numbers_is_refused() -> None:
     class Ragged(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

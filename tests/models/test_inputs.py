@@ -225,6 +225,23 @@ def test_a_class_that_reads_a_table_of_patches_beside_a_grid(name: str) -> None:
     assert far[0] > 1e-4 and far[1:].max() < 1e-6
 
 
+@CLASSES_OF_5_24
+@pytest.mark.parametrize("name", ["MiniCPMV4_7VisionModel", "VideoLlama3VisionModel"])
+def test_patches_in_one_strip_and_tables_of_which_each_picture_merges_its_own(name: str) -> None:
+    """Each picture tells on its own rows alone."""
+    model_class, config = tiny(name)
+    model = model_class(config)
+    inputs = real_inputs(model, 0)
+    pixels = inputs["pixel_values"]
+    axis = 3 if name.startswith("MiniCPM") else 0
+    seen = run(model, inputs).last_hidden_state
+    other = pixels.clone()
+    other.narrow(axis, 0, pixels.shape[axis] // BATCH).add_(1)
+    moved = run(model, {**inputs, "pixel_values": other}).last_hidden_state
+    far = (moved - seen).abs().reshape(BATCH, -1).amax(1)
+    assert far[0] > 1e-4 and far[1:].max() < 1e-6
+
+
 def test_boxes_of_words_are_whole_and_turned_the_right_way() -> None:
     model_class, config = tiny("LiltModel")
     model = model_class(config)

@@ -14,7 +14,7 @@ import torch
 import transformers as hf
 from torch import nn
 
-from surgeon.errors import ModelError
+from surgeon.errors import ModelError, fail
 from surgeon.models.inputs import BATCH, SEQUENCE, real_inputs, words
 from surgeon.models.layout import disk_names
 from surgeon.models.native import (
@@ -23,6 +23,7 @@ from surgeon.models.native import (
     field_value,
     numeric_fields,
     own_name,
+    reason,
 )
 from surgeon.models.supply import Supply
 from surgeon.surgery.folder import _write_config
@@ -273,3 +274,19 @@ def test_what_is_larger_than_any_buffer_takes_no_memory(monkeypatch: pytest.Monk
         assert torch.empty(11, 10).is_meta
         assert not torch.empty(10, 10).is_meta
         assert not torch.zeros(11, 10).is_meta  # a value, perhaps a buffer's
+
+
+def test_what_only_says_what_follows_from_other_fields_is_none_to_grow() -> None:
+    class Told(hf.LlamaConfig):
+        @property
+        def width(self) -> int:
+            return int(self.hidden_size)
+
+    assert Told(hidden_size=8).width == 8
+    assert field_value(Told(hidden_size=8), "width") is None
+    assert field_value(Told(hidden_size=8), "hidden_size") == 8
+
+
+def test_a_refusal_of_our_own_says_what_was_refused() -> None:
+    error = fail(ModelError, "S210", "Net makes a tensor of data", help="make it once, as a buffer")
+    assert reason(error) == "Net makes a tensor of data"
