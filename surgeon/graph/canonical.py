@@ -14,7 +14,8 @@ def canonical(graph: fx.Graph) -> None:
     _drop_copies(graph)
     _name_pieces(graph)
     _name_solids(graph)
-    graph.eliminate_dead_code()  # what is computed for its shape alone ties nothing
+    # What is computed for its shape alone ties nothing, nor do random numbers that nobody reads.
+    graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=False))
     _leave_positions(graph)
     _norm_one_axis(graph)
     _mask_each_head(graph)

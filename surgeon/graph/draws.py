@@ -18,8 +18,10 @@ SHARE = ("p", "dropout_p")  # of what is drawn to be left out
 
 
 def refuse_draws(captured: Captured, name: str) -> None:
-    """Raises ModelError S216 where a node that is read draws random numbers. `name` is the model's."""
-    node = next((n for n in captured.nodes if n.users and _draws(n)), None)
+    """Raises ModelError S216 where what the model returns, or keeps, is computed from random numbers that it
+    draws. `name` is the model's."""
+    needed = _needed(captured)
+    node = next((n for n in captured.nodes if n in needed and _draws(n)), None)
     if node is not None:
         raise fail(
             ModelError,
@@ -28,6 +30,17 @@ def refuse_draws(captured: Captured, name: str) -> None:
             notes=(f"{place_of(node)}",),
             help="where its forward pass takes what it draws as an argument, give it that: --inputs FILE",
         )
+
+
+def _needed(captured: Captured) -> set[fx.Node]:
+    """The nodes that what is returned or kept is computed from."""
+    needed, waiting = set[fx.Node](), [captured.nodes[-1]]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting.extend(node.all_input_nodes)
+    return needed
 
 
 def _draws(node: fx.Node) -> bool:
