@@ -93,6 +93,15 @@ class Captured:
         return [(".".join(path), node) for path, node in named if isinstance(node, fx.Node)]
 
     @property
+    def compared(self) -> dict[str, fx.Node]:
+        """The outputs of real numbers, each once, by the path to it; without any, the first."""
+        found: dict[fx.Node, str] = {}
+        for path, node in self.outputs:
+            found.setdefault(node, path)
+        real = {path: n for n, path in found.items() if n.meta["val"].dtype.is_floating_point}
+        return real or {path: n for n, path in list(found.items())[:1]}
+
+    @property
     def rewritten(self) -> dict[str, str]:
         """Node name to placeholder, for what the forward pass puts in place of a weight, buffer or input."""
         places = {name: p for table in (self.parameters, self.buffers) for p, name in table.items()}

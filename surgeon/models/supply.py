@@ -18,10 +18,12 @@ from surgeon.models.inputs import real_inputs
 @dataclass(frozen=True)
 class Supply:
     """Inputs for a transformers class, by the names of its forward pass. Without `given` ones they are made
-    up, with `pictures` among the words of a model that reads both."""
+    up, with `pictures` among the words of a model that reads both. Several batches are given as one where
+    they are `joined`: a model may hold the examples of a batch against each other."""
 
     given: Mapping[str, Tensor] | None = field(default=None, repr=False)
     pictures: bool = True
+    joined: bool = True
 
     def batch(self, module: nn.Module, seed: int = 0) -> dict[str, Any]:
         """One batch on CPU. Raises ModelError S211 (it cannot be made up), S224 (a name the class lacks)."""

@@ -92,13 +92,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Coexecution:
-    """The report, and what a backward pass through the grown graph starts from and ends at; `source` is
-    the source's own first output."""
+    """The report, and what a backward pass through the grown graph starts from and ends at; `source` are
+    the source's own outputs that are compared, by the path to them."""
 
     report: ExactReport
     output: Tensor | None
     watched: Mapping[str, Tensor]
-    source: Tensor | None = None
+    source: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def _measured(plan: Plan, inputs: Mapping[str, Any]) -> Plan:
@@ -142,14 +142,15 @@ def _coexecuted(pair: Pair, device: torch.device, watched: frozenset[str]) -> Co
     divergence: Divergence | None = None
     kept: dict[str, Tensor] = {}
     output: Tensor | None = None
-    source: Tensor | None = None
+    source: dict[str, Tensor] = {}
     with torch.no_grad():
         for node in nodes:
             if node.op == "output":
                 outputs = max((_error(n, left, right, plan)[0] for n in node.all_input_nodes), default=0.0)
                 results = plan.anatomy.captured.results
                 output = _first_float(right.values.get(n.name) for n in results)
-                source = _first_float(left.values.get(n.name) for n in results)
+                told = plan.anatomy.captured.compared.items()
+                source = {path: left.values[n.name] for path, n in told if n.name in left.values}
                 break
             if node.name in stands:
                 for side in (left, right, shaken):

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
@@ -41,8 +40,8 @@ WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.floa
 
 @dataclass(frozen=True)
 class NativeReport:
-    """Stock models compared in the checkpoint's dtype, on the graph's first output; where other outputs come
-    out scaled, on the one of all these that is nearest to its tolerance.
+    """Stock models compared in the checkpoint's dtype, on all outputs of real numbers; the figures are those
+    of the one that is nearest to its tolerance.
 
     Errors are relative to the output's largest magnitude; `noise` is the source's own distance from
     itself in the next wider dtype. `unloaded` are tensors that stock ``from_pretrained`` did not find
@@ -69,16 +68,15 @@ class NativeReport:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a stock model was seen to compute: its first output, others that were asked for, the
+    """What a stock model was seen to compute: the outputs that were asked for, by the path to them, the
     tokens it generates (None for a model that does not), and the tensors it was loaded without."""
 
     dtype: torch.dtype
-    output: Tensor
+    outputs: Mapping[str, Tensor]
     has_logits: bool
     tokens: Tensor | None = None
     unloaded: tuple[str, ...] = ()
     loaded_by: str = STOCK
-    others: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def observe_folder(
@@ -87,7 +85,7 @@ def observe_folder(
     own: torch.dtype,
     dtype: torch.dtype,
     device: torch.device,
-    asked: tuple[str, ...] = (),
+    asked: tuple[str, ...],
     supply: Supply = MADE_UP,
     draw: int | None = None,
 ) -> Observed:
@@ -109,7 +107,7 @@ def observe_folder(
     unloaded = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in account[key])
     if draw is not None:
         round_otherwise(model, draw)
-    return observe(model, dtype, dtype == own and draw is None, tuple(unloaded), asked, supply)
+    return observe(model, dtype, asked, supply, dtype == own and draw is None, tuple(unloaded))
 
 
 def is_held_by_stock(stored: StoredModel) -> bool:
@@ -128,7 +126,7 @@ def observe_stored(
     own: torch.dtype,
     dtype: torch.dtype,
     device: torch.device,
-    asked: tuple[str, ...] = (),
+    asked: tuple[str, ...],
     supply: Supply = MADE_UP,
     draw: int | None = None,
 ) -> Observed:
@@ -146,7 +144,7 @@ def observe_stored(
         round_otherwise(model, draw)
     by = ONE_BY_ONE if stored.checkpoint.saved is None else BUILT
     generates = dtype == own and draw is None
-    return replace(observe(model, dtype, generates, asked=asked, supply=supply), loaded_by=by)
+    return replace(observe(model, dtype, asked, supply, generates), loaded_by=by)
 
 
 @contextlib.contextmanager
@@ -176,18 +174,27 @@ def observe_wider(see: Callable[[torch.dtype], Observed], small: Observed) -> Ob
         if small.dtype != torch.float32:
             raise
         return None
-    pairs = [(small.output, wide.output), *((seen, wide.others[path]) for path, seen in small.others.items())]
+    pairs = ((seen, wide.outputs[path]) for path, seen in small.outputs.items())
     return wide if all(math.isfinite(difference(a, b, None)) for a, b in pairs) else None
 
 
-def refuse_other_graph(source: Observed, wider: Observed | None, exact: Tensor) -> None:
-    """Raises ModelError S213 where the source's graph in float64, whose output on the first inputs is
-    `exact`, does not give what stock transformers does: all that was inferred and proved would be of
-    something else."""
-    graph = exact.detach().cpu()
-    error = difference(source.output[: len(graph)], graph, None)
-    noise = 0.0 if wider is None else difference(source.output, wider.output, None)
-    if not error <= max(NOISE_FACTOR * noise, TRACE_ROUNDINGS * torch.finfo(source.dtype).eps):
+def of_another_graph(source: Observed, wider: Observed | None, exact: Mapping[str, Tensor]) -> float | None:
+    """How far what stock transformers computes is from the source's graph in float64, whose outputs on the
+    first inputs are `exact`; None where rounding explains it."""
+    for path, truth in exact.items():
+        seen = source.outputs[path]
+        error = difference(seen[: len(truth)], truth, None)
+        noise = 0.0 if wider is None else difference(seen, wider.outputs[path], None)
+        if not error <= max(NOISE_FACTOR * noise, TRACE_ROUNDINGS * torch.finfo(source.dtype).eps):
+            return error
+    return None
+
+
+def refuse_other_graph(source: Observed, wider: Observed | None, exact: Mapping[str, Tensor]) -> None:
+    """Raises ModelError S213 where the source's graph does not give what stock transformers does: all that
+    was inferred and proved would be of something else."""
+    error = of_another_graph(source, wider, exact)
+    if error is not None:
         raise fail(
             ModelError,
             "S213",
@@ -199,22 +206,23 @@ def refuse_other_graph(source: Observed, wider: Observed | None, exact: Tensor) 
 def observe(
     model: Any,
     dtype: torch.dtype,
+    asked: tuple[str, ...],
+    supply: Supply = MADE_UP,
     generates: bool = True,
     unloaded: tuple[str, ...] = (),
-    asked: tuple[str, ...] = (),
-    supply: Supply = MADE_UP,
 ) -> Observed:
-    """Run a stock model on random inputs, some of them padded; `asked` are outputs wanted besides it."""
+    """Run a stock model on random inputs, some of them padded; `asked` are the paths of the outputs."""
     several = supply.batches(model, SEEDS)
     # It may hold all examples of a batch against each other.
-    apart = len(several) == 1 or holds_several(several[0]) or _in_one(several[0])
+    apart = len(several) == 1 or not supply.joined or holds_several(several[0]) or _in_one(several[0])
     runs = [] if apart else [_answers(model, _joined(several), dtype, asked)]
-    if apart or len(runs[0][0]) % (BATCH * len(several)):  # or lay all of them in one row
+    # Or lay all of them in one row, or sum over them.
+    if apart or any(len(answer) % (BATCH * len(several)) for answer in runs[0]):
         runs = [_answers(model, inputs, dtype, asked) for inputs in several]
-    first, *others = (torch.cat(parts) for parts in zip(*runs, strict=True))
+    seen = (torch.cat(parts) for parts in zip(*runs, strict=True))
+    outputs = dict(zip(asked, seen, strict=True))
     tokens = _greedy(model) if generates else None
-    noted = dict(zip(asked, others, strict=True))
-    return Observed(dtype, first, _has_logits(model), tokens, unloaded, others=noted)
+    return Observed(dtype, outputs, _has_logits(model), tokens, unloaded)
 
 
 def _in_one(inputs: Mapping[str, Any]) -> bool:
@@ -233,13 +241,13 @@ def _joined(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _answers(
     model: Any, inputs: Mapping[str, Any], dtype: torch.dtype, asked: tuple[str, ...]
 ) -> list[Tensor]:
-    """The first output of a model, however deep it lies, and those that are asked for."""
+    """The outputs that are asked for, whole numbers as float64."""
     device = next(model.parameters()).device
     with torch.no_grad():
         result = model(**{name: _cast(value, dtype, device) for name, value in inputs.items()})
-    first = next(v for v in tree_leaves(tuple(result.values())) if isinstance(v, Tensor))
+    seen = (_at(result, path) for path in asked)
     # Floats stay in their own dtype: over many words, their float64 would be the largest tensor of all.
-    return [v if v.is_floating_point() else v.double() for v in (first, *(_at(result, p) for p in asked))]
+    return [torch.atleast_1d(v if v.is_floating_point() or v.is_complex() else v.double()) for v in seen]
 
 
 def _at(result: Any, path: str) -> Tensor:
@@ -254,40 +262,28 @@ def compare_stock(
     plan: Plan,
     source: Observed,
     wider: Observed | None,
-    exact: Tensor | None,
+    exact: Mapping[str, Tensor],
     grown: Observed,
     otherwise: Sequence[Observed] = (),
 ) -> NativeReport:
     """Hold what the grown model gives against the source's. The source's noise is its distance from itself in
-    a wider dtype; without one that of its first output from its graph in float64, which is known on the first
-    inputs; and that from itself rounding otherwise, where it was seen so."""
-    a, b = source.output, grown.output
-    truth = exact.detach().cpu() if exact is not None else None
-    if wider is not None:
-        truth = wider.output
-    noise = difference(a[: len(truth)], truth, None) if truth is not None else 0.0
+    a wider dtype; without one that from its graph in float64, which is known on the first inputs (`exact`);
+    and that from itself rounding otherwise, where it was seen so."""
     floor = torch.finfo(source.dtype).eps
-
-    def moved(output: Tensor, others: Iterable[Tensor]) -> float:
-        far = (difference(output, other, None) for other in others)
-        return max(
-            (one for one in far if one < floor**0.5), default=0.0
-        )  # more is no rounding: a choice fell
-
-    noise = max(noise, moved(a, (seen.output for seen in otherwise)))
-    held = [(plan.anatomy.captured.results[0].name, a, b, noise)]
     nodes = dict(plan.anatomy.captured.outputs)
-    for path, seen in source.others.items():
-        own = noise if wider is None else difference(seen, wider.others[path], None)
-        own = max(own, moved(seen, (other.others[path] for other in otherwise)))
-        held.append((nodes[path].name, seen, grown.others[path], own))
     compared = []
-    for name, before, after, own in held:
-        wanted, mask = expected(unbounded(before).double(), name, 0, plan)
+    for path, before in source.outputs.items():
+        after = grown.outputs[path]
+        truth = exact.get(path) if wider is None else wider.outputs[path]
+        own = 0.0 if truth is None else difference(before[: len(truth)], truth, None)
+        moves = (difference(before, other.outputs[path], None) for other in otherwise)
+        own = max(own, *(move for move in moves if move < floor**0.5), 0.0)  # more: a choice fell
+        wanted, mask = expected(unbounded(before).double(), nodes[path].name, 0, plan)
         relative = difference(unbounded(after), wanted, mask)  # infinite where either holds NaN
         compared.append((relative, relative * largest(wanted), own, NOISE_FACTOR * max(own, floor)))
     relative, max_abs, noise, tolerance = max(compared, key=_nearness)
     kl = top1 = None
+    a, b = (next(iter(seen.outputs.values())) for seen in (source, grown))
     if a.shape == b.shape and source.has_logits:
         apart, agree = [], []
         for x, y in zip(a.flatten(0, -2), b.flatten(0, -2), strict=True):  # each over all words

@@ -183,7 +183,7 @@ def test_not_a_number_is_no_agreement(tmp_path: Path) -> None:
     broken.load_state_dict(source.state_dict())
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
-    wide = observe(source.double(), torch.float64)
-    seen = observe(source.float(), torch.float32)
-    assert compare_stock(plan, seen, wide, None, seen).passed
-    assert not compare_stock(plan, seen, wide, None, observe(broken.float(), torch.float32)).passed
+    wide = observe(source.double(), torch.float64, ("logits",))
+    seen = observe(source.float(), torch.float32, ("logits",))
+    assert compare_stock(plan, seen, wide, {}, seen).passed
+    assert not compare_stock(plan, seen, wide, {}, observe(broken.float(), torch.float32, ("logits",))).passed

@@ -85,9 +85,9 @@ def test_the_trace_and_stock_run_on_what_is_given(decider: Path) -> None:
     anatomy = surgeon.plan(decider / "wider.surgery", decider / "llama", example_inputs=given).anatomy
     (ids,) = (node for node in anatomy.captured.nodes if node.name == "input_ids")
     assert ids.meta["val"].shape == (1, 4)
-    seen = observe(model, torch.float32, supply=Supply(given))
+    seen = observe(model, torch.float32, ("logits",), Supply(given))
     with torch.no_grad():
-        assert torch.equal(seen.output, model(**given).logits)
+        assert torch.equal(seen.outputs["logits"], model(**given).logits)
 
 
 def test_what_is_as_wide_as_an_input_of_ones_own_does_not_grow(decider: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +111,8 @@ def test_stock_transformers_is_held_to_the_scale_that_is_said(
     result, before, _ = grow(tmp_path, "preserve logits")
 
     def seen(logits: Tensor, words: Tensor) -> Observed:
-        return Observed(torch.float32, logits, False, others={"word_embeds": words})
+        return Observed(torch.float32, {"logits_per_word": logits, "word_embeds": words}, False)
 
     source = seen(before["logits_per_word"], before["word_embeds"])
-    grown = replace(source, others={"word_embeds": factor * before["word_embeds"].repeat(1, 3)})
-    assert compare_stock(result.plan, source, source, None, grown).passed is passed
+    grown = seen(before["logits_per_word"], factor * before["word_embeds"].repeat(1, 3))
+    assert compare_stock(result.plan, source, source, {}, grown).passed is passed

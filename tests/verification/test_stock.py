@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from coverage import make
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import LlamaForCausalLM
 from versions import CLASSES_OF_5_24
 
 from surgeon import apply, verify
@@ -19,29 +21,29 @@ from surgeon.errors import ModelError, NotPreserved, fail
 from surgeon.models.supply import Supply
 from surgeon.surgery import subject
 from surgeon.verification.invariant import difference, unbounded
-from surgeon.verification.native import Observed, observe_wider, refuse_other_graph
+from surgeon.verification.native import Observed, observe, observe_wider, refuse_other_graph
 from surgeon.verification.rounding import round_otherwise
 
 CPU = torch.device("cpu")
 
 
 def observed(output: torch.Tensor) -> Observed:
-    return Observed(torch.float32, output.double(), False)
+    return Observed(torch.float32, {"y": output.double()}, False)
 
 
 def test_a_graph_that_computes_something_else_is_refused() -> None:
     output = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
     wider = output + 1e-7
-    refuse_other_graph(observed(output), observed(wider), output[:2])
+    refuse_other_graph(observed(output), observed(wider), {"y": output[:2]})
     with pytest.raises(ModelError, match=r"relative difference 1\.0e-03") as caught:
-        refuse_other_graph(observed(output), observed(wider), output[:2] * 1.001)
+        refuse_other_graph(observed(output), observed(wider), {"y": output[:2] * 1.001})
     assert caught.value.code == "S213"
 
 
 @pytest.mark.parametrize("exact", [torch.ones(3, 5), torch.full((3, 4), float("nan"))])
 def test_another_shape_and_no_number_are_something_else(exact: torch.Tensor) -> None:
     with pytest.raises(ModelError, match="not what the class computes"):
-        refuse_other_graph(observed(torch.ones(3, 4)), None, exact.double())
+        refuse_other_graph(observed(torch.ones(3, 4)), None, {"y": exact.double()})
 
 
 @pytest.mark.parametrize(("own", "kept"), [(torch.float32, True), (torch.bfloat16, False)])
@@ -145,3 +147,66 @@ def test_rounding_otherwise_moves_what_modules_give_by_a_rounding() -> None:
     eps = torch.finfo(torch.float32).eps
     assert 0 < float(((moved - linear) / linear).abs().max()) <= 1.5 * eps
     assert 0 < float((model(x) - plain).abs().max()) <= 4 * eps
+
+
+class Counted(nn.Module):
+    """Gives codes, then numbers in which each example is held against the others of its batch, then what a
+    batch comes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor, whole: bool) -> dict[str, torch.Tensor]:
+        spread = (x - x.mean(0)) * self.scale
+        return {"codes": x.long(), "spread": spread, **({"loss": spread.square().mean()} if whole else {})}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_batches_are_joined_where_they_may_be(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [{"x": torch.arange(6.0).reshape(3, 2) * n, "whole": whole} for n in (1, 2, 5)]
+    monkeypatch.setattr(Supply, "batches", lambda *_: batches)
+    asked = ("spread", "loss") if whole else ("spread",)
+    joined, apart = (
+        observe(Counted(), torch.float32, asked, Supply(joined=j)).outputs for j in (True, False)
+    )
+    for name in asked:
+        alone = [torch.atleast_1d(Counted()(**batch)[name]) for batch in batches]
+        assert torch.equal(apart[name], torch.cat(alone))
+        assert torch.equal(joined[name], apart[name]) is whole  # where one is no batch, none is joined
+
+
+def centred(model: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class with each example's logits held against those beside it, and one output more."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def changed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = forward(self, *args, **kwargs)
+        result["logits"] = result.logits - result.logits.mean(0)
+        result["spread"] = result.logits.square().mean()
+        return result
+
+    monkeypatch.setattr(model, "forward", changed)
+
+
+def test_a_class_that_holds_examples_against_each_other_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its graph is of one batch: held against several, joined to one, it would be of something else."""
+    centred(LlamaForCausalLM, monkeypatch)
+    make("llama", "LlamaForCausalLM", tmp_path / "source")
+    (tmp_path / "wide.surgery").write_text(
+        "recipe wide() {\n    grow hidden, ffn by 2\n    preserve logits\n}\n"
+    )
+    report = apply(tmp_path / "wide.surgery", tmp_path / "source", tmp_path / "grown", device="cpu").report
+    assert report.native is not None and report.native.passed and report.native.tolerance < 1e-5
+
+
+def test_every_output_of_stock_is_held_against_the_sources() -> None:
+    """Whichever is furthest from what it may be decides."""
+    first, second = torch.linspace(-1, 1, 6).reshape(3, 2), torch.linspace(1, 2, 3)
+    source = Observed(torch.float32, {"first": first, "second": second}, False)
+    refuse_other_graph(source, source, {"first": first[:1].double(), "second": second[:1].double()})
+    with pytest.raises(ModelError, match=r"relative difference 5\.0e-01"):
+        refuse_other_graph(source, source, {"first": first[:1].double(), "second": second[:1].double() + 1})
