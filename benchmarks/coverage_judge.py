@@ -214,7 +214,7 @@ def _outputs(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
         result = model(**inputs)
     plain = [v for v in result.values() if isinstance(v, Tensor)]
     several = plain or [v for v in tree_leaves(tuple(result.values())) if isinstance(v, Tensor)]
-    return [v.double() for v in several if v.is_floating_point()]
+    return [v.double() for v in several if v.is_floating_point()] or [v.double() for v in several]
 
 
 def _rank(difference: float) -> float:

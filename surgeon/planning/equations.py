@@ -145,6 +145,12 @@ class Equations(Positional):
         handler = getattr(self, f"_{call.rule.kind.name}")
         result = handler(call)
         several = result if isinstance(result, list) else [result] * len(outputs)
+        if len(several) > 1:  # of an extreme and where it stands, the place is the same in any scale
+            made = call.node.meta["val"]
+            several = [
+                c if c is None or v.is_floating_point() or v.is_complex() else zeros(as_cells(c).shape)
+                for c, v in zip(several, made, strict=True)
+            ]
         return [None if cells is None else as_cells(cells) for cells in several]
 
     def _pointwise(self, call: Call) -> Cells:

@@ -288,11 +288,13 @@ def companions(
     changes: Mapping[str, Size],
     fields: Mapping[str, int],
     pure_dims: Callable[[str], frozenset[int]],
+    refused_apart: Callable[[str, str], bool],
 ) -> dict[str, int]:
     """Fields that carry the same dim as a changed one, and what they become.
 
     Only fields of the same value can (a dim has one size). `pure_dims` probes a field: the dims of
-    the parameter axes that move with it and are one dim alone.
+    the parameter axes that move with it and are one dim alone. `refused_apart` tells whether the class
+    takes two fields together alone.
     """
     extra: dict[str, int] = {}
     for name, target in changes.items():
@@ -302,5 +304,7 @@ def companions(
         if not rivals:
             continue
         own = pure_dims(name)
-        extra.update({rival: target for rival in rivals if own & pure_dims(rival)})
+        for rival in rivals:
+            if own & pure_dims(rival) if own else refused_apart(name, rival):
+                extra[rival] = target
     return extra

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -159,7 +160,9 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     fields = numeric_fields(source.config)
     taken = {own_name(source.config, name) for name in request.changes}
     rivals = {name: value for name, value in fields.items() if name in request.changes or name not in taken}
-    extra = companions(request.changes, rivals, lambda name: _moved_dims(subject, name))
+    extra = companions(
+        request.changes, rivals, partial(_moved_dims, subject), partial(_refused_apart, subject)
+    )
     changes = {**request.changes, **extra}
     notes = (
         *request.notes,
@@ -216,25 +219,33 @@ def _taken_for_granted(branches: tuple[str, ...]) -> tuple[str, ...]:
     return (f"proved for inputs on which the model finds the same in {asking}: {said}",)
 
 
-def _probe(subject: Subject, name: str) -> dict[str, tuple[int, ...]] | None:
-    """The parameter shapes of the class with one field doubled; None when the class refuses it."""
+def _probe(subject: Subject, *names: str) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of what a checkpoint holds of the class with fields doubled; None when it refuses that."""
     assert isinstance(subject.source, TransformersSource)
-    value = field_value(subject.source.config, name)
+    values = {name: field_value(subject.source.config, name) for name in names}
     try:
-        config = build_config(subject.source.config, {name: value * 2})
+        config = build_config(subject.source.config, {name: value * 2 for name, value in values.items()})
         module, _ = build_meta(config, subject.source.model_class, apart=subject.apart)
     except SurgeonError:
         return None
-    return {n: tuple(p.shape) for n, p in module.named_parameters()}
+    return {name: tuple(held.shape) for name, held in module.state_dict().items()}
+
+
+def _refused_apart(subject: Subject, name: str, other: str) -> bool:
+    """Whether the class takes two fields doubled, and neither of them alone."""
+    alone = any(_probe(subject, field) is not None for field in (name, other))
+    return not alone and _probe(subject, name, other) is not None
 
 
 def _moved_dims(subject: Subject, name: str) -> frozenset[int]:
-    """The dims that move with a config field: those of parameter axes that are one dim alone."""
+    """The dims that move with a config field: those of the axes of parameters, and of buffers that a
+    checkpoint holds, that are one dim alone."""
     shapes = _probe(subject, name)
     if shapes is None:
         return frozenset()
     found = set()
-    for parameter in subject.anatomy.captured.parameters.values():
+    captured = subject.anatomy.captured
+    for parameter in (*captured.parameters.values(), *captured.buffers.values()):
         axes = subject.anatomy.parameter_axes(parameter)
         after = shapes.get(parameter)
         if after is None or len(after) != len(axes):

@@ -53,6 +53,8 @@ SAMPLE = {
     "CLIPModel": "two towers, every example held against every other",
     "Wav2Vec2ForCTC": "sounds, a convolution whose weight is normed",
     "Wav2Vec2BertForCTC": "spectrograms, one half of an axis gated by the other",
+    "MimiModel": "sounds as codes that are searched for, given before the sound that is made of them",
+    "EncodecModel": "a table that is searched, held as a buffer: its width is a field of its own",
 }
 
 
@@ -68,9 +70,8 @@ def test_hidden_ffn_and_heads_grow(name: str, tmp_path: Path) -> None:
     assert "exact" in found, found
     assert found["exact"] < 1e-13
     assert found["native"] <= found["tolerance"]
-    tokens = not name.endswith(
-        ("MaskedLM", "Classification", "Estimation", "CTC", "CLIPModel", "VisionModel", "Encoder")
-    )
+    silent = ("MaskedLM", "Classification", "Estimation", "CTC", "VisionModel", "Encoder")
+    tokens = not name.endswith((*silent, "CLIPModel", "MimiModel", "EncodecModel"))
     assert found["greedy"] is (True if tokens else None)
 
 
@@ -91,6 +92,16 @@ def test_a_field_that_follows_from_others_follows_them(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="computes other values for its buffer") as caught:
         surgeon.plan(recipe, tmp_path / "source")
     assert caught.value.code == "S323"
+
+
+@CLASSES_OF_5_24
+def test_fields_that_a_class_takes_together_alone_grow_together(tmp_path: Path) -> None:
+    """Its config refuses a table of codes that is as wide as what is searched for in it was."""
+    make("", "WavTokenizerModel", tmp_path / "source")
+    found = attempt(tmp_path / "source", ("hidden",), tmp_path / "grown")
+    assert found["fields"] == {"hidden_size": [64, 128], "codebook_dim": [64, 128]}
+    assert "config.codebook_dim speaks of the same dim and grows along" in found["notes"]
+    assert found["native"] <= found["tolerance"] < 1e-5
 
 
 def test_heads_that_would_halve_are_refused(tmp_path: Path) -> None:

@@ -38,6 +38,11 @@ def _written_over(m: Any, x: Tensor) -> Tensor:
 
 
 GROWS: dict[str, Case] = {
+    "where an extreme of scaled values stands": (
+        lambda m, x: F.linear(torch.tanh(h := hidden(m, x)), m.out)[(h @ h.T).min(1).indices.view(-1)],
+        {"inward": (6, 5), "out": (3, 6)},
+        "inward 0 by 2",
+    ),
     "a piece of an axis that is written over": (
         _written_over,
         {"inward": (6, 5), "gain": (2,), "out": (3, 6)},
