@@ -233,6 +233,14 @@ def _refusal(module: nn.Module, error: Exception) -> ModelError:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_machinery(f.filename)]
     notes = tuple(f"at {short(f.filename)}:{f.lineno} in {f.name}: {f.line}" for f in frames[-1:])
     first = next((line for line in text.splitlines() if line.strip()), text)
+    if "data-dependent expression" in text:
+        return fail(
+            ModelError,
+            "S210",
+            f"{type(module).__name__} cannot be captured as a graph: what it computes tells a size or a path",
+            notes=notes,
+            help="a graph has one size and one path: give what tells them as inputs, if it takes them",
+        )
     unknown = re.search(r"Found <class '([^']+)'> in output, which is not a known type", text)
     if unknown is not None:
         return fail(

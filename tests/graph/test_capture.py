@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 
 import pytest
@@ -176,6 +177,22 @@ def test_a_number_made_like_another_tensor_is_one_of_the_graph() -> None:
         node.kwargs = {k: v for k, v in node.kwargs.items() if k != "device"}
     made.recompile()
     torch.testing.assert_close(made(x), Scaled()(x), rtol=0, atol=0)
+
+
+def test_sizes_that_computed_values_tell_are_refused() -> None:
+    class Picking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            picked = x[self.layer(x).sum(-1) > 0]
+            return picked if len(picked) == 1 else picked * 2
+
+    with pytest.raises(ModelError, match="what it computes tells a size or a path") as caught:
+        capture(Picking(), (torch.randn(4, 3),))
+    assert caught.value.code == "S210"
+    assert re.search(r"at .*test_capture\.py:\d+ in forward: ", caught.value.diagnostics[0].notes[0])
 
 
 def test_what_is_no_table_of_numbers_is_refused() -> None:
