@@ -318,6 +318,7 @@ def demo(
         from surgeon import demonstration
 
         _quiet_libraries()
+    demonstration.refuse_foreign(out)
     source = demonstration.find_model()
     console.print(f"$ surgeon apply {recipe} MiniLM --out {out}\n", style="bold")
     _run_apply(recipe, str(source), out, None, {"force": True})

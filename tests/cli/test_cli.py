@@ -74,6 +74,7 @@ MISTAKES = [
     (["apply", "hyperclone", "{model}", "--out", "{tmp}/x", "--device", "tpu"], "unknown device tpu"),
     (["apply", "hyperclone", "{model}", "--out", "{tmp}/x", "--dtype", "int3"], "unknown dtype int3"),
     (["apply", "hyperclone", "{model}/config.json", "--out", "{tmp}/x"], "no weights to grow"),
+    (["demo", "--out", "{model}"], "is no model that surgeon grew"),
     (["explain", "S999"], "there is no diagnostic S999"),
     (["explain", "{model}", "no.such[0]"], "there is no axis no.such[0]"),
     (["apply", "hyperclone", "{model}"], "Missing option"),
