@@ -52,8 +52,8 @@ def open_source(model: str, trust_remote_code: bool = False) -> Source:
     """Find a model by what the user wrote.
 
     Code in a model's own folder is run only with `trust_remote_code`, and only where the installed
-    transformers has no class of its own for the model. Raises ModelError S201..S208, and S220 when the
-    class refuses the config.
+    transformers has no class of its own for the model. Raises ModelError S201..S208, S220 when the
+    class refuses the config, and S225 for an adapter.
     """
     path = Path(model)
     if isdir(model):
@@ -93,6 +93,13 @@ def _special_float(value: dict[str, Any]) -> Any:
 
 def _folder(path: Path, name: str, trust_remote_code: bool) -> TransformersSource:
     config = path / "config.json"
+    if is_file(path / "adapter_config.json"):
+        raise fail(
+            ModelError,
+            "S225",
+            f"{name} holds an adapter (adapter_config.json), which is more than the weights that would grow",
+            help="merge it into its base model (peft: merge_and_unload, then save_pretrained), and grow that",
+        )
     if not is_file(config):
         raise fail(
             ModelError, "S202", f"{name} has no config.json", help="is it a transformers model folder?"

@@ -22,7 +22,7 @@ from surgeon.checkpoints.journal import Journal
 from surgeon.checkpoints.reading import Checkpoint
 from surgeon.checkpoints.staging import set_aside, staging
 from surgeon.checkpoints.writing import Shard, shards_of, write_index, write_shards
-from surgeon.errors import CheckpointError, fail
+from surgeon.errors import CheckpointError, counted, fail
 from surgeon.language.syntax import Program
 from surgeon.models.native import own_name
 from surgeon.models.source import TransformersSource
@@ -177,14 +177,14 @@ def _notes(stored: StoredModel, grown: GrownCheckpoint, model_class: Any) -> tup
     """What the user should know about the folder written."""
     notes, unused, saved = [], stored.unused(), stored.checkpoint.saved
     if unused:
-        said = f"{len(unused)} tensors ({_some(unused)})"
+        said = f"{counted(len(unused), 'tensor')} ({_some(unused)})"
         notes.append(f"left out, as {model_class.__name__} has no place for them: {said}")
     if saved is not None and saved.others:
-        said = f"{len(saved.others)} values ({_some(saved.others)})"
+        said = f"{counted(len(saved.others), 'value')} ({_some(saved.others)})"
         notes.append(f"left out, as they are no weights of the model: {said}")
     whole = [name for bundle in grown.converted for name in bundle.stored]
     if whole:
-        said = f"{len(whole)} tensors ({_some(whole)})"
+        said = f"{counted(len(whole), 'tensor')} ({_some(whole)})"
         notes.append(f"converted whole, as more is done to them than to move their elements: {said}")
     if saved is not None:
         notes.append(

@@ -129,7 +129,7 @@ def test_what_is_odd_but_sound_is_grown_and_what_is_left_out_is_told(
     assert run("apply", "hyperclone", model, "--out", tmp_path / "out", "--device", "cpu") == (0, "")
     notes = json.loads((tmp_path / "out" / "surgery.json").read_text())["notes"]
     assert notes == [
-        "left out, as LlamaForCausalLM has no place for them: 1 tensors (model.extra)",
+        "left out, as LlamaForCausalLM has no place for them: 1 tensor (model.extra)",
         "1_Pooling/config.json: word_embedding_dimension 16 → 32, as config.hidden_size",
     ]
     pooling = tmp_path / "out" / "1_Pooling" / "config.json"
