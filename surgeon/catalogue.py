@@ -78,7 +78,7 @@ A spread is `symmetric`, `diagonal`, `first`, or `uneven` with one positive weig
     "S133": """A statement that may stand once stands twice.""",
     "S134": """An op is named as PyTorch names it: `namespace.name`, or `namespace.name.overload`.""",
     "S135": """It is not clear which recipe of the file is meant.
-A file may declare several; name the one to use.""",
+A file may declare several; name the one to use: `surgeon plan FILE:NAME MODEL`.""",
     "S136": """A pattern cannot be read.
 `*` stands for any characters, `?` for one, `{0..3}` for the numbers 0 to 3, `{fc1,fc2}` for either.""",
     "S137": """The file declares no recipe, so there is nothing to run.""",
@@ -150,6 +150,9 @@ Nothing is guessed. Write the rule in a .surgery file and `use` it from the reci
     "S311": """A growth names a dim, field, parameter or axis that the model does not have.
 `surgeon dims MODEL` lists what it has.""",
     "S312": """The config has one number for all layers, so the class cannot grow some of them alone.""",
+    "S313": """Nothing that the recipe names has a size in the model's config, so nothing would grow.
+Classes derive some sizes from others: head_dim from hidden and heads, for one. Name what they are derived
+from, or a config field.""",
     "S314": """The axis named is several dims, or one dim is asked to grow to two sizes.""",
     "S315": """An expansion names an axis that the argument does not have, or shares out one that the op
 does not sum over. Only a sum over copies can be shared out; everything else is copied.""",

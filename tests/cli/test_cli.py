@@ -81,7 +81,35 @@ MISTAKES = [
     (["plan", "{tmp}/none.surgery", "{model}"], "declares no recipe"),
     (["plan", "{tmp}/odd.surgery", "{model}"], "no family names a dim hiden"),
     (["plan", "{tmp}/half.surgery", "{model}"], "is not a whole number"),
+    (["plan", "{tmp}/field.surgery", "{model}"], "did you mean hidden_size?"),
+    (["plan", "{tmp}/axis.surgery", "{model}"], "did you mean model.layers.*.mlp.up_proj.weight?"),
+    (
+        ["plan", "{tmp}/ninth.surgery", "{model}"],
+        "model.layers.0.mlp.up_proj.weight has 2 axes, none numbered 9",
+    ),
+    (
+        ["plan", "{tmp}/twice.surgery", "{model}"],
+        "config.intermediate_size is asked to grow to 80 and to 120",
+    ),
+    (["plan", "{tmp}/two.surgery", "{model}"], "name the one to use: {tmp}/two.surgery:first"),
+    (
+        ["plan", "{tmp}/two.surgery", "{model}", "--set", "n=3"],
+        "name the one to use: {tmp}/two.surgery:first",
+    ),
+    (["plan", "{tmp}/two.surgery:secnd", "{model}"], "did you mean `second`?"),
+    (["plan", "{tmp}/unit.surgery", "{model}"], "did you mean `dB`?"),
 ]
+FILES = {
+    "none": "op my.op : pointwise nonlinear\n",
+    "odd": "recipe odd() {\n    grow hiden by 2\n}\n",
+    "half": "recipe half() {\n    grow hidden by 13/11\n}\n",
+    "field": "recipe field() {\n    grow config.hiden_size by 2\n}\n",
+    "axis": 'recipe axis() {\n    grow axis("model.layers.*.mlp.uproj.weight", 0) by 2\n}\n',
+    "ninth": 'recipe ninth() {\n    grow axis("*.up_proj.weight", 9) by 2\n}\n',
+    "twice": "recipe twice() {\n    grow ffn by 2\n    grow config.intermediate_size by 3\n}\n",
+    "two": "recipe first() {\n    grow ffn by 2\n}\nrecipe second() {\n    grow ffn by 3\n}\n",
+    "unit": "recipe unit() {\n    grow ffn by 2\n    noise linear at 10 db\n}\n",
+}
 
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES)
@@ -93,16 +121,47 @@ def test_a_mistake_gets_one_message_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "none.surgery").write_text("op my.op : pointwise nonlinear\n")
-    (tmp_path / "odd.surgery").write_text("recipe odd() {\n    grow hiden by 2\n}\n")
-    (tmp_path / "half.surgery").write_text("recipe half() {\n    grow hidden by 13/11\n}\n")
+    for name, text in FILES.items():
+        (tmp_path / f"{name}.surgery").write_text(text)
     before = sorted(p.name for p in tmp_path.iterdir())
     filled = [w.format(model=model, tmp=tmp_path) for w in words]
     assert run(monkeypatch, *filled) == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert message.format(model=model, tmp=tmp_path) in error
     assert "Traceback" not in error
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_recipe_is_chosen_by_its_name_and_slips_in_patterns_are_said(
+    monkeypatch: pytest.MonkeyPatch, model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "two.surgery"
+    file.write_text(
+        "recipe first() {\n    grow ffn by 2\n}\n"
+        'recipe second() {\n    grow ffn by 3\n    spread linear with first at "*.mlp.*", "*.mlpp.*"\n'
+        '    noise linear at 10 dB in "*.nrm"\n    expand aten.linear at "*.dwn" '
+        "{ weight := copy(o) * first(i) }\n}\n"
+    )
+    assert run(monkeypatch, "plan", f"{file}:first", model / "config.json") == 0
+    assert "config.intermediate_size: 40 → 80" in capsys.readouterr().out
+    assert run(monkeypatch, "plan", f"{file}:second", model / "config.json") == 0
+    shown = capsys.readouterr().out
+    assert "config.intermediate_size: 40 → 120" in shown
+    assert 'note: spread of linear: "*.mlpp.*" fits no module that has any' in shown
+    assert 'note: noise of linear: "*.nrm" fits no module that has any' in shown
+    assert 'note: expand of aten.linear: "*.dwn" fits no module that has any' in shown
+    assert '"*.mlp.*"' not in shown
+
+
+def test_a_size_that_the_class_derives_is_not_grown_in_silence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sizes = {"vocab_size": 61, "n_embd": 24, "n_layer": 1, "n_head": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}))
+    file = tmp_path / "heads.surgery"
+    file.write_text("recipe heads() {\n    grow head_dim by 2\n}\n")
+    assert run(monkeypatch, "plan", file, tmp_path / "config.json") == 2
+    assert "error[S313]: gpt2: nothing would grow" in capsys.readouterr().err
 
 
 def test_an_unexpected_failure_exits_3_without_a_traceback(
