@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 
-from surgeon.checkpoints.carry import carry_files, say_grown_sizes, write_card, write_surgery
+from surgeon.checkpoints.carry import (
+    CARD,
+    carry_files,
+    left_behind,
+    say_grown_sizes,
+    write_card,
+    write_surgery,
+)
 from surgeon.checkpoints.distributed_writing import (
     distributed_files,
     write_distributed,
@@ -143,7 +150,9 @@ def _finish(
         _write_config(source, plan, folder, delivery.dtype)
         report = _proved(surgery, stored, grown, delivery, source.folder, folder, stage)
         stored.checkpoint.refuse_changes()
-        notes = (*_notes(stored, grown, source.model_class), *said)
+        weights = {p.file.name for entry in stored.checkpoint.entries.values() for p in entry.pieces}
+        behind = _behind(left_behind(source.folder, carried, weights))
+        notes = (*_notes(stored, grown, source.model_class), *said, *behind)
         record = record_of(surgery, report, source.name) | {"notes": notes}
         write_surgery(folder, record)
         write_card(folder, source.name, record)
@@ -191,6 +200,13 @@ def _notes(stored: StoredModel, grown: GrownCheckpoint, model_class: Any) -> tup
             "written for torch.distributed.checkpoint.load, as the source is; not for from_pretrained"
         )
     return tuple(notes)
+
+
+def _behind(names: Sequence[str]) -> tuple[str, ...]:
+    """What of the source's folder is not in the grown one."""
+    others = [name for name in names if name != CARD]
+    card = [f"{CARD} is a new card: what the source's says, its licence too, is not in it"]
+    return (*(card if CARD in names else []), *([f"not carried over: {_some(others)}"] if others else []))
 
 
 def _some(names: Sequence[str]) -> str:
