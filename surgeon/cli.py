@@ -466,6 +466,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal need not have the arrow of a plan
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are none of the report's
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other on busy cores
     code = run(Unwinding())
     gc.freeze()  # what is left goes with the process: no last search through it

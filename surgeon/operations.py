@@ -194,8 +194,8 @@ def apply(
         checkpoint = _weights(source, target)
         if checkpoint is None and ranks.size > 1:
             raise fail(ModelError, "S209", "a plain module is grown by one process, not by several")
-        if checkpoint is None and delivery.verify != "full":
-            raise fail(ModelError, "S209", "a plain module is proved in full: --verify is for model folders")
+        if checkpoint is None:
+            _refuse_for_folders(delivery)
         if target is not None:
             refuse_existing(target, force)
         return (
@@ -214,6 +214,18 @@ def apply(
         stored = ranks.agree(lambda: _opened(surgery.subject, weights))
         planned(surgery.plan, ranks.from_first(lambda: _foreseen(surgery, stored, delivery)))
         return apply_folder(surgery, program, stored, delivery, ranks, stage, progress)
+
+
+def _refuse_for_folders(delivery: Delivery) -> None:
+    """Raises ModelError S209 for what is asked of a plain module and holds for model folders alone."""
+    for option, given, why in (
+        ("--verify", delivery.verify != "full", "proved in full"),
+        ("--dtype", delivery.dtype is not None, "written in its own dtype"),
+        ("--resume", delivery.resume, "written at once"),
+        ("--shard-size", delivery.shard_bytes != size_of(SHARD_SIZE), "written to one file"),
+    ):
+        if given:
+            raise fail(ModelError, "S209", f"a plain module is {why}: {option} is for model folders")
 
 
 def _foreseen(surgery: Surgery, stored: StoredModel, delivery: Delivery) -> Forecast:

@@ -278,7 +278,14 @@ def axis_targets(recipe: Recipe, anatomy: Anatomy) -> dict[int, Index]:
                 size = anatomy.store.sizes[dim]
                 grown = clone_map(size, amount(grow, size, f"{name} axis {target.axis}"))
                 if dim in dims and len(dims[dim]) != len(grown):
-                    raise fail(PlanError, "S314", f"{name}: its dim is asked to grow twice", span=grow.span)
+                    raise fail(
+                        PlanError,
+                        "S314",
+                        f"{name} axis {target.axis} is of a dim that is asked to grow to {len(dims[dim])} and to "
+                        f"{len(grown)}",
+                        span=grow.span,
+                        help="surgeon dims MODEL shows which axes are one dim",
+                    )
                 dims[dim] = grown
     return {dim: index for dim, index in dims.items() if len(index) != anatomy.store.sizes[dim]}
 
