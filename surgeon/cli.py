@@ -7,7 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,9 +41,30 @@ app = typer.Typer(
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 FEWER_COLLECTIONS = (100_000, 50, 100)  # modules and graphs are many objects that stay: 1 s less of 15
+FILE_WIDTH = 1000  # columns of a file or pipe; no table is wider than what it holds
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer takes it from
 
-RecipeArg = Annotated[str, typer.Argument(help="A .surgery file, or the name of one in the library.")]
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from surgeon.version import VERSION
+
+        typer.echo(f"surgeon {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show it and exit.")
+    ] = False,
+) -> None:
+    """What comes before a command."""
+
+
+RecipeArg = Annotated[
+    str, typer.Argument(help="A .surgery file (FILE:NAME where it declares several), or one in the library.")
+]
 ModelArg = Annotated[
     str, typer.Argument(help="A model folder or hub id, a config.json, or package.module:factory.")
 ]
@@ -53,21 +76,35 @@ InputsFile = Annotated[
     Path | None,
     typer.Option("--inputs", help="A safetensors file to run a transformers model on: tensors by name."),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result here, as JSON.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Also write the result here, as JSON; or the errors.")
+]
 
 
 def _settings(given: list[str] | None) -> dict[str, str]:
-    pairs = given or []
-    for pair in pairs:
-        if "=" not in pair:
+    settings: dict[str, str] = {}
+    for pair in given or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
             raise typer.BadParameter(f"{pair!r} is not of the form NAME=VALUE", param_hint="--set")
-    return dict(pair.split("=", 1) for pair in pairs)
+        if name in settings:
+            raise typer.BadParameter(f"{name} is set twice", param_hint="--set")
+        settings[name] = value
+    return settings
 
 
 def _console() -> Console:
+    """Of a terminal's width, or, in a file or pipe, as wide as a line is long: there names stay whole."""
     from rich.console import Console
 
-    return Console(highlight=False, quiet=not is_first())
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich's own leaves with the code that says `not preserved`
+
+    console = Output(highlight=False, quiet=not is_first())
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
+    return console
 
 
 def _quiet_libraries() -> None:
@@ -133,7 +170,7 @@ def _run_apply(recipe: str, model: str, out: Path, json_file: Path | None, optio
         from surgeon import operations, rendering
 
         _quiet_libraries()
-    with _telling_of(out, bool(options.get("resume"))):
+    with _json_to(json_file), _telling_of(out, bool(options.get("resume"))):
         with rendering.Progress(console) as progress:
             result = operations.apply(
                 recipe,
@@ -149,6 +186,21 @@ def _run_apply(recipe: str, model: str, out: Path, json_file: Path | None, optio
             console.print(f"note: {note}", soft_wrap=True)
         console.print(f"Grown: {out}", soft_wrap=True)
         _write_json(json_file, {"plan": result.plan.as_dict(), "proof": result.report.as_dict()})
+
+
+@contextmanager
+def _json_to(file: Path | None) -> Iterator[None]:
+    """Refuse a place for the JSON that cannot be written before the work is done, and put errors there.
+    Raises CheckpointError S412."""
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        why = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise fail(CheckpointError, "S412", f"cannot write {file}: {why}", help="name a file for --json")
+    try:
+        yield
+    except SurgeonError as error:
+        with suppress(SurgeonError):  # the first error is the one to tell
+            _write_json(file, {"exit": error.exit_code, "errors": [asdict(d) for d in error.diagnostics]})
+        raise
 
 
 def _write_json(file: Path | None, content: dict[str, Any]) -> None:
@@ -173,7 +225,7 @@ def plan(
 ) -> None:
     """Show what RECIPE would change in MODEL, and what that takes. Reads no weights."""
     settings, console = _settings(set_), _console()
-    with _stages(console) as stage:
+    with _json_to(json_file), _stages(console) as stage:
         from surgeon import operations, rendering
 
         _quiet_libraries()
@@ -186,7 +238,7 @@ def plan(
 def dims(model: ModelArg, inputs: InputsFile = None, json_file: JsonFile = None) -> None:
     """Show the anatomy of MODEL: each dim, what it ties, and whether it can grow or why not."""
     console = _console()
-    with _stages(console) as stage:
+    with _json_to(json_file), _stages(console) as stage:
         from surgeon import operations, rendering
 
         _quiet_libraries()
@@ -206,7 +258,7 @@ def verify(
 ) -> None:
     """Prove, or disprove, that TARGET computes the function of SOURCE."""
     console = _console()
-    with _stages(console) as stage:
+    with _json_to(json_file), _stages(console) as stage:
         from surgeon import operations, rendering
 
         _quiet_libraries()
@@ -262,10 +314,11 @@ def fmt(
 
     from surgeon.language import format_text
     from surgeon.language.loading import find
+    from surgeon.language.report import read
 
     changed = 0
     for file in map(find, files):
-        text = file.read_text(encoding="utf-8")
+        text = read(file)
         laid = format_text(text, str(file))
         if laid == text:
             continue
@@ -292,6 +345,13 @@ def explain(
         from surgeon.catalogue import EXPLANATIONS
 
         code = what.upper()
+        if code not in EXPLANATIONS and (os.path.lexists(what) or "/" in what or ":" in what):
+            typer.echo(
+                f'error: an axis is to be named, too: surgeon explain {what} "layers.0.fc.weight[0]"\n'
+                f"  help: surgeon dims {what} lists axes",
+                err=True,
+            )
+            raise typer.Exit(EXIT_USER)
         if code not in EXPLANATIONS:
             first, last = min(EXPLANATIONS), max(EXPLANATIONS)
             typer.echo(f"error: there is no diagnostic {what}; codes run from {first} to {last}", err=True)
@@ -318,6 +378,7 @@ def demo(
         from surgeon import demonstration
 
         _quiet_libraries()
+    demonstration.refuse_foreign(out)
     source = demonstration.find_model()
     console.print(f"$ surgeon apply {recipe} MiniLM --out {out}\n", style="bold")
     _run_apply(recipe, str(source), out, None, {"force": True})
@@ -385,7 +446,10 @@ def _tell(error: BaseException, stopped: bool) -> int:
     if isinstance(error, USAGE_ERROR):
         error.show()
         return EXIT_USER
-    if not isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError):
+        with suppress(OSError):  # what is buffered has no reader
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    else:
         if os.environ.get("SURGEON_TRACEBACK"):
             raise error
         typer.echo(
@@ -399,6 +463,10 @@ def _tell(error: BaseException, stopped: bool) -> int:
 def main() -> None:
     """Entry point of the process: :func:`run`, and signals that unwind it."""
     gc.set_threshold(*FEWER_COLLECTIONS)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal need not have the arrow of a plan
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are none of the report's
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other on busy cores
     code = run(Unwinding())
     gc.freeze()  # what is left goes with the process: no last search through it

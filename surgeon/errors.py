@@ -99,6 +99,11 @@ class NotPreserved(SurgeonError):
 E = TypeVar("E", bound=SurgeonError)
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """``1 tensor``, ``2 tensors``."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
 def fail(kind: type[E], code: str, message: str, **details: Any) -> E:
     """Build an error with a single diagnostic, ready to raise."""
     return kind(Diagnostic(code, message, **details))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,9 +14,10 @@ from torch import nn
 
 from surgeon.checkpoints.reading import Checkpoint, holds_weights, open_checkpoint
 from surgeon.checkpoints.staging import refuse_existing, refuse_source, writing_to
-from surgeon.errors import CheckpointError, LanguageError, ModelError, fail
+from surgeon.errors import CheckpointError, LanguageError, ModelError, PlanError, fail
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
+from surgeon.language.report import listing
 from surgeon.language.syntax import Program, Recipe
 from surgeon.models.source import (
     Source,
@@ -76,11 +78,23 @@ def _source(model: Any, example_inputs: Inputs | None, trust: bool = False) -> S
     return replace(source, inputs=dict(given))
 
 
-def _read(recipe: str | Path, settings: Mapping[str, str] | None, name: str | None) -> tuple[Program, Recipe]:
-    program = load(recipe, settings or {}, name)
+def _read(recipe: str | Path, settings: Mapping[str, str] | None) -> tuple[Program, Recipe]:
+    """The recipe of a file; of one that declares several the one named, as in ``FILE:NAME``."""
+    path, colon, name = str(recipe).rpartition(":")
+    named = bool(colon) and not os.path.lexists(recipe)
+    program = load(path, settings or {}, name) if named else load(recipe, settings or {})
     if not program.recipes:
         raise fail(LanguageError, "S137", f"{recipe} declares no recipe", expected="recipe NAME() { … }")
-    return program, program.recipes[-1]
+    if len(program.recipes) > 1:
+        known = [each.name for each in program.recipes]
+        raise fail(
+            LanguageError,
+            "S135",
+            f"{recipe} declares several recipes",
+            expected=listing(known),
+            help=f"name the one to use: {recipe}:{known[0]}",
+        )
+    return program, program.recipes[0]
 
 
 def dims(model: Any, example_inputs: Inputs | None = None, stage: Stage = quiet) -> Anatomy:
@@ -110,7 +124,7 @@ def plan_with_forecast(
     """The plan, and for a transformers model what applying it will take: of the headers of its weights, or,
     where only a config is there, as if all were of the dtype that it names. With `out` the disk there is
     looked at, and a small file written to it and removed."""
-    program, chosen = _read(recipe, settings, None)
+    program, chosen = _read(recipe, settings)
     source = _source(model, example_inputs)
     subject = examine(source, program, stage)
     surgery = plan_surgery(subject, chosen, program, stage)
@@ -175,13 +189,13 @@ def apply(
             device_of(device),
             _verification(verify),
         )
-        program, chosen = _read(recipe, settings, None)
+        program, chosen = _read(recipe, settings)
         source = _source(model, example_inputs, trust_remote_code)
         checkpoint = _weights(source, target)
         if checkpoint is None and ranks.size > 1:
             raise fail(ModelError, "S209", "a plain module is grown by one process, not by several")
-        if checkpoint is None and delivery.verify != "full":
-            raise fail(ModelError, "S209", "a plain module is proved in full: --verify is for model folders")
+        if checkpoint is None:
+            _refuse_for_folders(delivery)
         if target is not None:
             refuse_existing(target, force)
         return (
@@ -200,6 +214,18 @@ def apply(
         stored = ranks.agree(lambda: _opened(surgery.subject, weights))
         planned(surgery.plan, ranks.from_first(lambda: _foreseen(surgery, stored, delivery)))
         return apply_folder(surgery, program, stored, delivery, ranks, stage, progress)
+
+
+def _refuse_for_folders(delivery: Delivery) -> None:
+    """Raises ModelError S209 for what is asked of a plain module and holds for model folders alone."""
+    for option, given, why in (
+        ("--verify", delivery.verify != "full", "proved in full"),
+        ("--dtype", delivery.dtype is not None, "written in its own dtype"),
+        ("--resume", delivery.resume, "written at once"),
+        ("--shard-size", delivery.shard_bytes != size_of(SHARD_SIZE), "written to one file"),
+    ):
+        if given:
+            raise fail(ModelError, "S209", f"a plain module is {why}: {option} is for model folders")
 
 
 def _foreseen(surgery: Surgery, stored: StoredModel, delivery: Delivery) -> Forecast:
@@ -272,9 +298,22 @@ def verify(
             raise fail(ModelError, "S209", f"{given.name}: verify wants two model folders with weights")
     assert isinstance(small, TransformersSource) and isinstance(large, TransformersSource)
     assert small.folder is not None and large.folder is not None
+    if small.model_class is not large.model_class:
+        raise fail(
+            PlanError,
+            "S320",
+            f"{large.name} is a {large.model_class.__name__}, and {small.name} a "
+            f"{small.model_class.__name__}: neither grows into the other",
+        )
     subject, grown = examine(small, None, stage), examine(large, None, stage)
     recipe = Recipe("verify", (), (), preserve=(LOGITS,))
-    native = compare(subject.anatomy, grown.anatomy.captured, subject.buffers, grown.buffers)
+    try:
+        native = compare(subject.anatomy, grown.anatomy.captured, subject.buffers, grown.buffers)
+    except PlanError as error:
+        if error.code != "S316":
+            raise
+        order = "the source is named first, then what has grown from it"
+        raise PlanError(replace(error.diagnostics[0], help=order)) from error
     plan = plan_growth(subject.anatomy, recipe, native, grown.anatomy.captured)
     old, new = (
         _opened(part, open_checkpoint(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
@@ -68,8 +69,17 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         right = column in ("from", "to", "dims", "size", "largest error", "tolerance")
-        table.add_column(column, justify="right" if right else "left")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")  # names stay whole
     return table
+
+
+def show_table(console: Console, table: Table) -> None:
+    """A table; in a file or pipe without the blanks that fill its lines up."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    for line in console.render_lines(table, pad=False):
+        console.print("".join(part.text for part in line).rstrip(), markup=False, soft_wrap=True)
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -77,7 +87,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     table = _table("dim", "from", "to", "dims")
     for d in plan.grown_dims():
         table.add_row(d.label, str(d.size), str(d.target), str(d.dims))
-    console.print(table)
+    show_table(console, table)
     if plan.config_changes:
         console.print()
         for name, (before, after) in plan.config_changes.items():
@@ -169,7 +179,7 @@ def show_report(console: Console, report: Report) -> None:
     if report.trainability is not None:
         for note in _trained(report.trainability):
             table.add_row("trainable", "", "", note)
-    console.print(table)
+    show_table(console, table)
     console.print(f"\n{report.verdict}", style="bold")
 
 
@@ -229,7 +239,7 @@ def show_dims(console: Console, rows: list[DimRow]) -> None:
             more = f" and {len(row.ties) - 2} more" if len(row.ties) > 2 else ""
             tied = ", ".join(row.ties[:2]) + more
             table.add_row(row.label, str(row.size), str(row.dims), row.pinned or tied)
-        console.print(table)
+        show_table(console, table)
         console.print()
 
 
@@ -239,8 +249,14 @@ def show_axis(console: Console, anatomy: Anatomy, spec: str) -> None:
     match = re.fullmatch(r"(.+)\[(\d+)\]", spec)
     names = list(anatomy.captured.parameters.values())
     if match is None or match[1] not in names or int(match[2]) >= len(anatomy.parameter_axes(match[1])):
+        known = [f"{name}[{i}]" for name in names for i in range(len(anatomy.parameter_axes(name)))]
+        near = get_close_matches(spec, known, 1)
         raise fail(
-            PlanError, "S311", f"there is no axis {spec}", expected='NAME[AXIS], such as "fc1.weight[0]"'
+            PlanError,
+            "S311",
+            f"there is no axis {spec}",
+            expected='NAME[AXIS], such as "fc1.weight[0]"',
+            help=f"did you mean {near[0]}?" if near else "surgeon dims MODEL lists axes",
         )
     store = anatomy.store
     axis = anatomy.parameter_axes(match[1])[int(match[2])]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from surgeon.checkpoints.reading import INDEX, SINGLE
 from surgeon.errors import CheckpointError, fail
 from surgeon.language.syntax import FileField
 
-WRITTEN = {"config.json", "README.md", "surgery.json"}
+CARD = "README.md"
+WRITTEN = {"config.json", CARD, "surgery.json"}
 LEFT_SUFFIXES = {
     *(".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ggml", ".ot", ".tflite", ".pb", ".npz", ".npy"),
     ".distcp",
@@ -52,6 +53,14 @@ def carry_files(source: Path, folder: Path) -> list[str]:
             raise
         raise fail(CheckpointError, "S413", f"{error.filename} cannot be read: {error.strerror}") from error
     return carried
+
+
+def left_behind(source: Path, carried: Sequence[str], read: Collection[str]) -> list[str]:
+    """The files of a model folder, and its subfolders of which nothing travels, that are neither carried,
+    nor `read` as weights, nor written anew; the model card is one of them."""
+    told = {*(name.partition("/")[0] for name in carried), *read, *WRITTEN - {CARD}, INDEX}
+    found = sorted(p for p in source.iterdir() if p.name not in told and not p.name.startswith("."))
+    return [p.name + "/" if p.is_dir() else p.name for p in found]
 
 
 def say_grown_sizes(
@@ -158,4 +167,4 @@ Grown from `{name}` by surgeon with the recipe `{plan["recipe"]}`: {plan["parame
 {record["recipe_text"].strip()}
 {fence}
 """
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")

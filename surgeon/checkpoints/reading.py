@@ -20,7 +20,7 @@ from torch import Tensor
 from surgeon.checkpoints.distributed import METADATA, Saved, prefix_of, read_distributed
 from surgeon.checkpoints.stamps import Stamp, stamp
 from surgeon.checkpoints.tensors import Entry, Files, Piece, StoredTensor
-from surgeon.errors import CheckpointError, fail
+from surgeon.errors import CheckpointError, counted, fail
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -38,6 +38,9 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+FOREIGN = {"F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2", "F4"} | {
+    *("C64", "U16", "U32", "U64"),
+}  # what safetensors knows besides
 WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 
 
@@ -206,6 +209,13 @@ def read_header(file: Path) -> dict[str, Entry]:
         end = 0
         described = [(name, *_described(name, about)) for name, about in header.items()]
         for name, begin, stop, shape, dtype in sorted(described, key=lambda d: d[1:3]):
+            if dtype in FOREIGN:
+                raise fail(
+                    CheckpointError,
+                    "S407",
+                    f"{name} in {file.name} has the dtype {dtype}, which is not supported",
+                    help="quantised weights cannot be grown: use the model they were made of",
+                )
             if dtype not in DTYPES:
                 raise ValueError(f"{name} has the dtype {dtype}, which is not supported")
             count = prod(shape) * WIDTHS.get(dtype, 1)
@@ -302,8 +312,8 @@ def resolve_names(
         raise fail(
             CheckpointError,
             "S405",
-            f"{len(missing)} tensors are missing from the checkpoint in {checkpoint.folder}: "
-            f"{', '.join(missing[:4])}",
+            f"{counted(len(missing), 'tensor is', 'tensors are')} missing from the checkpoint in "
+            f"{checkpoint.folder}: {', '.join(missing[:4])}",
             help="is the download complete, and config.json the right one?",
         )
     return found

@@ -15,6 +15,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -113,7 +114,16 @@ def _refuse(target: Path, shown: Path, force: bool) -> None:
             f"cannot write {shown}: it is a mount point, which no finished folder can be renamed to",
             help="choose a folder inside it",
         )
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not force:
+    if not os.path.lexists(target):
+        return
+    if not any(kind(target.lstat().st_mode) for kind in (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)):
+        raise fail(
+            CheckpointError,
+            "S412",
+            f"cannot write {shown}: it is a device, pipe or socket, which --force does not replace either",
+            help="name a folder",
+        )
+    if (not target.is_dir() or any(target.iterdir())) and not force:
         raise _exists(shown)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ def is_machinery(file: str) -> bool:
 
 
 def short(file: str) -> str:
-    """The end of a path, which tells enough."""
+    """The end of a path, which tells enough; of a file in the working folder what lies in it."""
+    with contextlib.suppress(ValueError, OSError):
+        file = str(Path(file).relative_to(Path.cwd()))
     return "/".join(file.replace("\\", "/").split("/")[-3:])
 
 

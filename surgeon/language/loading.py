@@ -138,7 +138,13 @@ class _Loader:
             return chosen
         if self.settings and len(recipes) != 1 and not report.diagnostics:
             several = "several recipes" if recipes else "no recipe"
-            report.error("S135", f"{report.name} has {several} to set parameters of", start)
+            report.error(
+                "S135",
+                f"{report.name} has {several} to set parameters of",
+                start,
+                expected=listing(map(str, names)),
+                help=f"name the one to use: {report.name}:{names[0]}" if names else None,
+            )
             return []
         return recipes
 

@@ -154,7 +154,8 @@ def _token(token: Token, names: set[str], report: Report) -> None:
         help = f"`{word}` is a keyword here; choose another name"
     near = None
     if help is None and word.isidentifier():
-        near = (word, [n.lower() for n in names if n not in WORDS])
+        units = ["dB"] if "DECIBEL" in names else []
+        near = (word, [*units, *(n.lower() for n in names if n not in WORDS)])
     report.error(
         "S101", f"`{word}` does not belong here", token, expected=expectation(names), help=help, near=near
     )

@@ -52,8 +52,8 @@ def open_source(model: str, trust_remote_code: bool = False) -> Source:
     """Find a model by what the user wrote.
 
     Code in a model's own folder is run only with `trust_remote_code`, and only where the installed
-    transformers has no class of its own for the model. Raises ModelError S201..S208, and S220 when the
-    class refuses the config.
+    transformers has no class of its own for the model. Raises ModelError S201..S208, S220 when the
+    class refuses the config, and S225 for an adapter.
     """
     path = Path(model)
     if isdir(model):
@@ -71,7 +71,19 @@ def open_source(model: str, trust_remote_code: bool = False) -> Source:
         "S201",
         f"there is no model {model}",
         expected="a folder, a hub id such as owner/name, a config.json, or package.module:factory",
+        help=_near(model),
     )
+
+
+def _near(model: str) -> str | None:
+    """What stands in the same folder under almost the same name."""
+    path = Path(model)
+    try:
+        beside = sorted(p.name for p in path.parent.iterdir())
+    except OSError:
+        return None
+    near = get_close_matches(path.name, beside, 1)
+    return f"did you mean {path.parent / near[0]}?" if near else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -93,6 +105,13 @@ def _special_float(value: dict[str, Any]) -> Any:
 
 def _folder(path: Path, name: str, trust_remote_code: bool) -> TransformersSource:
     config = path / "config.json"
+    if is_file(path / "adapter_config.json"):
+        raise fail(
+            ModelError,
+            "S225",
+            f"{name} holds an adapter (adapter_config.json), which is more than the weights that would grow",
+            help="merge it into its base model (peft: merge_and_unload, then save_pretrained), and grow that",
+        )
     if not is_file(config):
         raise fail(
             ModelError, "S202", f"{name} has no config.json", help="is it a transformers model folder?"
@@ -232,7 +251,7 @@ def _download(model: str) -> Path:
             ModelError,
             "S206",
             f"{model} is no folder here, and the hub did not give it: {lines[0]}",
-            help="check the name and the network, or download the model and name its folder",
+            help=_near(model) or "check the name and the network, or download the model and name its folder",
         ) from error
 
 

@@ -3,7 +3,7 @@ plain module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -95,19 +95,26 @@ def config_request(
     families: tuple[Family, ...],
     read: Callable[[str], Any],
     fields_of_axis: Callable[[AxisDim], tuple[str, ...]],
+    known: Collection[str] = (),
+    own_name: Callable[[str], str] = str,
 ) -> Request:
     """The config fields that a recipe changes.
 
     Args:
         read: the value of a config field, None when the config has no such field or no value.
         fields_of_axis: the fields that carry a dim named by a parameter's axis.
+        known: the fields that hold a size, to name the nearest of.
+        own_name: one name for a field that the class knows by two.
 
-    Raises PlanError S311 for an unknown dim, S312 for a growth of some layers only, S310 for sizes.
+    Raises PlanError S311 for an unknown dim, S312 for a growth of some layers only, S310 for sizes, S313
+    where the config states no size for anything named, S314 for a field that would get two.
     """
     names = family_for(model_type, families)
     changes: dict[str, Size] = {}
     used: dict[str, tuple[str, ...]] = {}
     notes: list[str] = []
+    asked: dict[str, Size] = {}
+    unsized: dict[str, None] = {}
     for grow in recipe.grows:
         if grow.at:
             raise fail(
@@ -118,8 +125,9 @@ def config_request(
                 help="drop `at`, or grow the model as a plain module with package.module:factory",
             )
         for target in grow.targets:
-            label, fields = _fields(target, names, read, fields_of_axis, model_type)
+            label, fields = _fields(target, names, read, fields_of_axis, model_type, known)
             if not fields:
+                unsized[label] = None
                 notes.append(f"{label}: the config states no size for it; the class derives it")
                 continue
             used[label] = fields
@@ -127,23 +135,41 @@ def config_request(
             lead = next(iter(fields))
             ratio = _ratio(grow, sizes[lead], f"{label} ({lead})")
             for name, size in sizes.items():
+                target_size: Size
                 if isinstance(size, float):
-                    changes[name] = size * float(ratio)
+                    target_size = size * float(ratio)
                 elif isinstance(size, Sequence):
-                    changes[name] = [each if each == 1 else _times(each, ratio, name, grow) for each in size]
+                    target_size = [each if each == 1 else _times(each, ratio, name, grow) for each in size]
                     if 1 in size:
                         notes.append(f"{name}: what is 1 stays 1, as an axis of size one cannot grow")
                 elif size == 1 and len(fields) > 1:
                     notes.append(f"{name} stays 1: one head is shared by all queries")
+                    continue
                 else:
-                    _set(changes, name, _times(size, ratio, name, grow), read)
+                    target_size = _times(size, ratio, name, grow)
+                if (before := asked.setdefault(own_name(name), target_size)) != target_size:
+                    raise fail(
+                        PlanError,
+                        "S314",
+                        f"config.{own_name(name)} is asked to grow to {before} and to {target_size}",
+                        span=grow.span,
+                        help="name each dim once",
+                    )
+                _set(changes, name, target_size, read)
+    if not used:
+        raise fail(
+            PlanError,
+            "S313",
+            f"{model_type}: nothing would grow, as its config states no size for {', '.join(unsized)}",
+            help="surgeon dims MODEL lists what grows; or name another dim or config field",
+        )
     return Request(changes, used, tuple(notes))
 
 
-def _set(changes: dict[str, Size], name: str, size: int, read: Callable[[str], Any]) -> None:
+def _set(changes: dict[str, Size], name: str, size: Size, read: Callable[[str], Any]) -> None:
     """Note a field's new size; that of an entry of a list (`widths.1`) within the list."""
     whole, _, last = name.rpartition(".")
-    if not last.isdigit():
+    if not (last.isdigit() and isinstance(size, int)):
         changes[name] = size
         return
     sizes = changes.get(whole, read(whole))
@@ -181,6 +207,7 @@ def _fields(
     read: Callable[[str], Any],
     fields_of_axis: Callable[[AxisDim], tuple[str, ...]],
     model_type: str,
+    known: Collection[str],
 ) -> tuple[str, tuple[str, ...]]:
     if isinstance(target, AxisDim):
         return f'axis("{target.parameter}", {target.axis})', fields_of_axis(target)
@@ -188,11 +215,14 @@ def _fields(
         value = read(target.field)
         factors = {f for dim in names.values() for f in sum(dim, ()) if is_factor(read(f))}
         if not (is_size(value) or target.field in factors) or target.field.endswith("_token_id"):
+            near = get_close_matches(target.field, known, 1)
             raise fail(
                 PlanError,
                 "S311",
                 f"the config of {model_type} has no size {target.field}",
                 span=target.span,
+                expected=None if near else ", ".join(sorted(f for f in known if is_size(read(f)))) or None,
+                help=f"did you mean {near[0]}?" if near else None,
             )
         return f"config.{target.field}", (target.field,)
     if target.name not in names:
@@ -248,7 +278,14 @@ def axis_targets(recipe: Recipe, anatomy: Anatomy) -> dict[int, Index]:
                 size = anatomy.store.sizes[dim]
                 grown = clone_map(size, amount(grow, size, f"{name} axis {target.axis}"))
                 if dim in dims and len(dims[dim]) != len(grown):
-                    raise fail(PlanError, "S314", f"{name}: its dim is asked to grow twice", span=grow.span)
+                    raise fail(
+                        PlanError,
+                        "S314",
+                        f"{name} axis {target.axis} is of a dim that is asked to grow to {len(dims[dim])} and "
+                        f"to {len(grown)}",
+                        span=grow.span,
+                        help="surgeon dims MODEL shows which axes are one dim",
+                    )
                 dims[dim] = grown
     return {dim: index for dim, index in dims.items() if len(index) != anatomy.store.sizes[dim]}
 

@@ -94,7 +94,10 @@ def _pair(anatomy: Anatomy, grown: Captured, closed: frozenset[str]) -> dict[str
                 PlanError,
                 "S320",
                 "the class with the grown config computes something else",
-                notes=(f"the source has {place_of(a)}", f"the grown class has {place_of(b)}"),
+                notes=(
+                    f"the source has {_known(anatomy.captured, a) or place_of(a)}",
+                    f"the grown class has {_known(grown, b) or place_of(b)}",
+                ),
                 help="grow other dims, or keep the ratio that the class decides by",
             )
     if len(source_nodes) != len(grown_nodes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,16 +14,16 @@ from surgeon.axes.maps import NEW, Index, Maps
 from surgeon.errors import Diagnostic, PlanError
 from surgeon.graph.captured import Captured
 from surgeon.graph.inference import Anatomy
-from surgeon.graph.places import starred
+from surgeon.graph.places import op_name, starred
 from surgeon.language.syntax import Recipe
 from surgeon.planning.equations import Equations, solve_scales
 from surgeon.planning.growth import axis_targets, refuse_pinned
 from surgeon.planning.native import NativeGrowth
 from surgeon.planning.outputs import Factors, in_words, loose_outputs, scaled_outputs
 from surgeon.planning.partial import Partial, infer_partial
-from surgeon.planning.roles import Roles, infer_roles
+from surgeon.planning.roles import Roles, infer_roles, matches, module_of
 from surgeon.planning.scales import Conflict
-from surgeon.planning.transforms import Transform, build_transforms
+from surgeon.planning.transforms import Transform, addressed, build_transforms
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,28 @@ def plan_growth(
             *(_wider(anatomy, maps) if native is None else ()),
             *_unproved(anatomy, transforms),
             *_warnings(maps, transforms, recipe),
+            *_unmet(anatomy, roles, recipe),
         ),
         partial,
     )
+
+
+def _unmet(anatomy: Anatomy, roles: Roles, recipe: Recipe) -> Iterator[str]:
+    """Module patterns of a recipe that fit nothing here: in all likelihood a slip."""
+    names = {**anatomy.captured.buffers, **anatomy.captured.parameters}
+    rules = [("spread", r.ops, r.at) for r in recipe.spreads] + [
+        ("noise", r.ops, r.at) for r in recipe.noises
+    ]
+    for word, ops, at in rules:
+        for pattern in at:
+            if not any(addressed(ops, (pattern,), uses, names[p]) for p, uses in roles.uses.items()):
+                yield f'{word} of {", ".join(ops)}: "{pattern}" fits no module that has any'
+    for expand in recipe.expands:
+        named = [(op_name(c.node), c) for c in anatomy.calls.values()]
+        modules = [module_of(c) for op, c in named if expand.op in (op, op.rpartition(".")[0])]
+        for pattern in expand.at:
+            if not matches((pattern,), *modules):
+                yield f'expand of {expand.op}: "{pattern}" fits no module that has any'
 
 
 def _wider(anatomy: Anatomy, maps: Maps) -> list[str]:

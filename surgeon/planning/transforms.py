@@ -221,7 +221,8 @@ def _transform(
     )
 
 
-def _addressed(ops: tuple[str, ...], at: tuple[str, ...], uses: tuple[Use, ...], name: str) -> bool:
+def addressed(ops: tuple[str, ...], at: tuple[str, ...], uses: tuple[Use, ...], name: str) -> bool:
+    """Whether any of the ops that read parameter `name` is one of `ops`, at a module or name that fits."""
     for use in uses:
         op = op_name(use.call.node)
         names = {op, op.rpartition(".")[0], use.call.rule.tag or ""}
@@ -236,14 +237,14 @@ def _spread(uses: tuple[Use, ...], name: str, recipe: Recipe) -> Spread:
     """The last spread of the recipe that addresses a reader of this parameter."""
     summing = tuple(use for use in uses if use.summed)
     for rule in reversed(recipe.spreads):
-        if _addressed(rule.ops, rule.at, summing, name):
+        if addressed(rule.ops, rule.at, summing, name):
             return rule.spread
     return SYMMETRIC
 
 
 def _noise(uses: tuple[Use, ...], name: str, recipe: Recipe) -> Noise | None:
     for rule in reversed(recipe.noises):
-        if _addressed(rule.ops, rule.at, uses, name):
+        if addressed(rule.ops, rule.at, uses, name):
             seed = zlib.crc32(f"{recipe.seed}:{name}".encode())
             return None if rule.snr is None else Noise(rule.snr, seed)
     return None

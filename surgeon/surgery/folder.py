@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 
-from surgeon.checkpoints.carry import carry_files, say_grown_sizes, write_card, write_surgery
+from surgeon.checkpoints.carry import (
+    CARD,
+    carry_files,
+    left_behind,
+    say_grown_sizes,
+    write_card,
+    write_surgery,
+)
 from surgeon.checkpoints.distributed_writing import (
     distributed_files,
     write_distributed,
@@ -22,7 +29,7 @@ from surgeon.checkpoints.journal import Journal
 from surgeon.checkpoints.reading import Checkpoint
 from surgeon.checkpoints.staging import set_aside, staging
 from surgeon.checkpoints.writing import Shard, shards_of, write_index, write_shards
-from surgeon.errors import CheckpointError, fail
+from surgeon.errors import CheckpointError, counted, fail
 from surgeon.language.syntax import Program
 from surgeon.models.native import own_name
 from surgeon.models.source import TransformersSource
@@ -143,7 +150,9 @@ def _finish(
         _write_config(source, plan, folder, delivery.dtype)
         report = _proved(surgery, stored, grown, delivery, source.folder, folder, stage)
         stored.checkpoint.refuse_changes()
-        notes = (*_notes(stored, grown, source.model_class), *said)
+        weights = {p.file.name for entry in stored.checkpoint.entries.values() for p in entry.pieces}
+        behind = _behind(left_behind(source.folder, carried, weights))
+        notes = (*_notes(stored, grown, source.model_class), *said, *behind)
         record = record_of(surgery, report, source.name) | {"notes": notes}
         write_surgery(folder, record)
         write_card(folder, source.name, record)
@@ -177,20 +186,27 @@ def _notes(stored: StoredModel, grown: GrownCheckpoint, model_class: Any) -> tup
     """What the user should know about the folder written."""
     notes, unused, saved = [], stored.unused(), stored.checkpoint.saved
     if unused:
-        said = f"{len(unused)} tensors ({_some(unused)})"
+        said = f"{counted(len(unused), 'tensor')} ({_some(unused)})"
         notes.append(f"left out, as {model_class.__name__} has no place for them: {said}")
     if saved is not None and saved.others:
-        said = f"{len(saved.others)} values ({_some(saved.others)})"
+        said = f"{counted(len(saved.others), 'value')} ({_some(saved.others)})"
         notes.append(f"left out, as they are no weights of the model: {said}")
     whole = [name for bundle in grown.converted for name in bundle.stored]
     if whole:
-        said = f"{len(whole)} tensors ({_some(whole)})"
+        said = f"{counted(len(whole), 'tensor')} ({_some(whole)})"
         notes.append(f"converted whole, as more is done to them than to move their elements: {said}")
     if saved is not None:
         notes.append(
             "written for torch.distributed.checkpoint.load, as the source is; not for from_pretrained"
         )
     return tuple(notes)
+
+
+def _behind(names: Sequence[str]) -> tuple[str, ...]:
+    """What of the source's folder is not in the grown one."""
+    others = [name for name in names if name != CARD]
+    card = [f"{CARD} is a new card: what the source's says, its licence too, is not in it"]
+    return (*(card if CARD in names else []), *([f"not carried over: {_some(others)}"] if others else []))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -222,7 +222,12 @@ def main_dtype(checkpoint: Checkpoint) -> torch.dtype:
             floats[entry.dtype] = floats.get(entry.dtype, 0) + entry.bytes
     if not floats:
         raise fail(
-            CheckpointError, "S407", f"{checkpoint.folder} holds no float32, bfloat16 or float16 weights"
+            CheckpointError,
+            "S407",
+            f"{checkpoint.folder} holds no float32, bfloat16 or float16 weights",
+            help="convert them first: from_pretrained(folder, dtype=torch.float32), then save_pretrained"
+            if any(entry.dtype == torch.float64 for entry in checkpoint.entries.values())
+            else "quantised weights cannot be grown: use the model they were made of",
         )
     return max(floats, key=lambda d: floats[d])
 

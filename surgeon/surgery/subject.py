@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import holds_weights, open_checkpoint
-from surgeon.errors import ModelError, PlanError, SurgeonError, fail
+from surgeon.errors import ModelError, PlanError, SurgeonError, counted, fail
 from surgeon.graph.capture import capture, dynamic_batch
 from surgeon.graph.captured import Captured
 from surgeon.graph.closed import closed_nodes
 from surgeon.graph.draws import refuse_draws
 from surgeon.graph.inference import Anatomy, infer
+from surgeon.graph.places import starred
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
 from surgeon.models.inputs import blind_to, pictured
@@ -156,8 +158,9 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     def fields_of_axis(target: AxisDim) -> tuple[str, ...]:
         return _fields_of_axis(subject, target)
 
-    request = config_request(recipe, source.model_type, families, read, fields_of_axis)
     fields = numeric_fields(source.config)
+    names = partial(own_name, source.config)
+    request = config_request(recipe, source.model_type, families, read, fields_of_axis, fields, names)
     taken = {own_name(source.config, name) for name in request.changes}
     rivals = {name: value for name, value in fields.items() if name in request.changes or name not in taken}
     extra = companions(
@@ -260,13 +263,25 @@ def _fields_of_axis(subject: Subject, target: AxisDim) -> tuple[str, ...]:
     """The config fields that move a parameter's axis, found by probing."""
     assert isinstance(subject.source, TransformersSource)
     found = []
-    names = [n for n in subject.anatomy.captured.parameters.values() if fnmatchcase(n, target.parameter)]
+    known = list(subject.anatomy.captured.parameters.values())
+    names = [n for n in known if fnmatchcase(n, target.parameter)]
+    if not names:
+        near = get_close_matches(target.parameter, dict.fromkeys((*map(starred, known), *known)), 1)
+        raise fail(
+            PlanError,
+            "S311",
+            f"no parameter is named {target.parameter}",
+            span=target.span,
+            help=f"did you mean {near[0]}?" if near else "surgeon dims MODEL lists them",
+        )
     if not any(0 <= target.axis < len(subject.anatomy.parameter_axes(n)) for n in names):
         raise fail(
             PlanError,
             "S311",
-            f'no parameter has the axis axis("{target.parameter}", {target.axis})',
+            f"{names[0]} has {counted(len(subject.anatomy.parameter_axes(names[0])), 'axis', 'axes')}, none "
+            f"numbered {target.axis}",
             span=target.span,
+            help="the first axis is 0",
         )
     for name, value in numeric_fields(subject.source.config).items():
         for parameter in names[:1]:

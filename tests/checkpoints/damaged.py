@@ -139,7 +139,7 @@ WEIGHTS: dict[str, Case] = {
     "offsets beyond": (damage.entry(data_offsets=[0, 10**15]), "S403", f"{NORM} does not fit the file"),
     "nan": (damage.value(EMBEDDING, float("nan")), "S404", f"{EMBEDDING} in {SINGLE} holds NaN or infinity"),
     "infinity": (damage.value(NORM, float("inf")), "S404", f"{NORM} in {SINGLE} holds NaN or infinity"),
-    "a tensor missing": (damage.tensors(lambda s: s.pop(NORM)), "S405", "1 tensors are missing"),
+    "a tensor missing": (damage.tensors(lambda s: s.pop(NORM)), "S405", "1 tensor is missing"),
     "no tensors": (damage.tensors(dict.clear), "S407", "holds no float32, bfloat16 or float16 weights"),
     "another name": (damage.tensors(lambda s: s.update(x=s.pop(NORM))), "S405", NORM),
     "twice under two names": (
@@ -163,9 +163,14 @@ WEIGHTS: dict[str, Case] = {
         "S407",
         "holds no float32, bfloat16 or float16 weights",
     ),
+    "only float64": (
+        damage.tensors(lambda s: s.update({n: t.double() for n, t in s.items()})),
+        "S407",
+        "convert them first: from_pretrained(folder, dtype=torch.float32), then save_pretrained",
+    ),
     "complex": (
         damage.tensors(lambda s: s.update({NORM: torch.ones(16, dtype=torch.complex64)})),
-        "S403",
+        "S407",
         "has the dtype C64, which is not supported",
     ),
     "another model's": (damage.config(hidden_size=32), "S406", "where the config asks for (31, 32)"),
@@ -218,7 +223,7 @@ SHARDS: dict[str, Case] = {
     "not in the index": (
         damage.sharded(lambda f, i: i["weight_map"].pop(NORM) and None),
         "S405",
-        "1 tensors are missing",
+        "1 tensor is missing",
     ),
     "a tensor twice": (
         damage.sharded(lambda f, i: json.dumps(i).replace("{", '{"metadata": {}, ', 1)),

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from surgeon.checkpoints import carry
-from surgeon.checkpoints.carry import carry_files, say_grown_sizes, write_card, write_surgery
+from surgeon.checkpoints.carry import carry_files, left_behind, say_grown_sizes, write_card, write_surgery
 from surgeon.checkpoints.reading import INDEX
 from surgeon.errors import CheckpointError
 from surgeon.language import builtin_families
@@ -51,6 +51,8 @@ def test_side_files_are_carried_and_weights_and_code_are_not(tmp_path: Path) -> 
         assert (folder / name).read_bytes() == (source / name).read_bytes()
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert files == set(carried)
+    behind = left_behind(source, carried, {"model.safetensors"})
+    assert behind == ["README.md", "UPPER.BIN", "code.py", "pytorch_model.bin", "states.pkl"]
 
 
 def test_models_in_subfolders_and_what_is_large_stay_behind(
@@ -65,6 +67,7 @@ def test_models_in_subfolders_and_what_is_large_stay_behind(
     for name, size in (("a", 9), ("b", 11), ("c", 9), ("d", 6)):
         (source / name).write_bytes(b"x" * size)
     assert carry_files(source, folder) == ["a", "d"]
+    assert left_behind(source, ["a", "d"], ()) == ["b", "c", "checkpoint-500/"]
 
 
 def test_links_are_followed_as_in_a_hub_cache(folders: tuple[Path, Path]) -> None:

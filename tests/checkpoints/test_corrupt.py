@@ -126,11 +126,16 @@ def test_what_is_odd_but_sound_is_grown_and_what_is_left_out_is_told(
     model = damage.copied(sound, tmp_path / "model", more, wrong_total)
     (model / "1_Pooling").mkdir()
     (model / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 16}')
+    (model / "README.md").write_text("---\nlicense: mit\n---\n")
+    (model / "onnx").mkdir()
+    (model / "onnx" / "model.onnx").write_bytes(b"")
     assert run("apply", "hyperclone", model, "--out", tmp_path / "out", "--device", "cpu") == (0, "")
     notes = json.loads((tmp_path / "out" / "surgery.json").read_text())["notes"]
     assert notes == [
-        "left out, as LlamaForCausalLM has no place for them: 1 tensors (model.extra)",
+        "left out, as LlamaForCausalLM has no place for them: 1 tensor (model.extra)",
         "1_Pooling/config.json: word_embedding_dimension 16 → 32, as config.hidden_size",
+        "README.md is a new card: what the source's says, its licence too, is not in it",
+        "not carried over: onnx/",
     ]
     pooling = tmp_path / "out" / "1_Pooling" / "config.json"
     assert pooling.read_text() == '{"word_embedding_dimension": 32}'

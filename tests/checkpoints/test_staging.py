@@ -159,6 +159,28 @@ def test_force_replaces_a_file_and_a_link_but_not_what_it_points_to(tmp_path: Pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "file", "link"]
 
 
+def test_force_replaces_no_pipe_or_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        pytest.raises(CheckpointError, match="it is a device, pipe or socket") as caught,
+        staging(tmp_path / "pipe", True),
+    ):
+        pass
+    assert caught.value.code == "S412"
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"] and (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_to_nowhere_is_not_replaced_unasked(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with (
+        pytest.raises(CheckpointError, match="link exists already") as caught,
+        staging(tmp_path / "link", False),
+    ):
+        pass
+    assert caught.value.code == "S410"
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_an_error_of_reading_elsewhere_is_not_called_one_of_writing(tmp_path: Path) -> None:
     for error in (FileNotFoundError(errno.ENOENT, "no such file", "/elsewhere/x"), OSError("cannot load")):
         with pytest.raises(OSError) as caught, staging(tmp_path / "out", False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from surgeon.graph.capture import capture
 from surgeon.graph.captured import Captured
 from surgeon.graph.inference import infer
 from surgeon.graph.parts import PARTS
-from surgeon.graph.places import op_name
+from surgeon.graph.places import op_name, short
 from surgeon.language import builtin_rules
 from surgeon.verification.execution import Executor
 
@@ -421,3 +422,12 @@ def test_a_module_is_traced_as_if_for_the_first_time_whenever_it_is() -> None:
     first, second = (capture(module, (x,)) for _ in range(2))
     assert [n.name for n in first.nodes] == [n.name for n in second.nodes]
     assert "values" not in vars(module.table) and not hasattr(module, "last") and module.seen == [1]
+
+
+def test_a_file_of_the_working_folder_is_named_as_it_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert short(str(tmp_path / "gated.py")) == "gated.py"
+    assert short(str(tmp_path / "a" / "b" / "c" / "gated.py")) == "b/c/gated.py"
+    assert short(str(tmp_path.parent / "gated.py")).endswith(f"{tmp_path.parent.name}/gated.py")

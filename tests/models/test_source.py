@@ -137,6 +137,14 @@ def test_a_folder_without_config(tmp_path: Path) -> None:
     refused(str(tmp_path / "m"), "S202", "m has no config.json", "is it a transformers model folder?")
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_is_to_be_merged_first(alone: bool, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    if not alone:
+        (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    refused(str(tmp_path), "S225", "holds an adapter", "merge_and_unload")
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [

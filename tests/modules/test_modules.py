@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import surgeon
-from surgeon.errors import NotPreserved, PlanError
+from surgeon.errors import ModelError, NotPreserved, PlanError
 from surgeon.graph.captured import describe
 
 OPS = torch.library.Library("mylib", "DEF")
@@ -336,3 +336,35 @@ def test_a_parametrization_that_stands_in_the_way_is_to_be_taken_away(tmp_path: 
     assert "remove_parametrizations" in str(caught.value)
     torch.nn.utils.parametrize.remove_parametrizations(middle, "weight")
     held(randomised(module), file, x)
+
+
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("--verify", {"verify": "sample"}),
+        ("--dtype", {"dtype": "bfloat16"}),
+        ("--resume", {"resume": True}),
+        ("--shard-size", {"shard_size": "10MB"}),
+    ],
+)
+def test_what_holds_for_folders_alone_is_not_passed_over(
+    option: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "wide.surgery"
+    file.write_text('recipe wide() {\n    grow axis("0.weight", 0) by 2\n}\n')
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(ModelError, match=f"{option} is for model folders") as caught:
+        surgeon.apply(file, module, tmp_path / "out", example_inputs=(torch.ones(2, 3),), **given)
+    assert caught.value.code == "S209"
+    assert [p.name for p in tmp_path.iterdir()] == ["wide.surgery"]
+
+
+def test_one_dim_asked_to_grow_to_two_sizes_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "wide.surgery"
+    file.write_text(
+        'recipe wide() {\n    grow axis("0.weight", 0) by 2\n    grow axis("1.weight", 1) by 3\n}\n'
+    )
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(PlanError, match=r"1\.weight axis 1 .* grow to 8 and to 12") as caught:
+        surgeon.plan(file, module, example_inputs=(torch.ones(2, 3),))
+    assert caught.value.code == "S314"
