@@ -87,7 +87,7 @@ def make(model_type: str, name: str, folder: Path, tied: bool | None = None) -> 
 
     model_class = getattr(transformers, name)
     own = model_class.config_class.model_type
-    tweaks = TWEAKS.get(name) or TWEAKS.get(model_type) or TWEAKS.get(own)
+    tweaks = next((TWEAKS[key] for key in (name, own, model_type) if key in TWEAKS), None)
     config = tiny_config(model_class.config_class, tweaks)
     if tied is not None:
         for part in {id(c): c for c in (config, config.get_text_config())}.values():

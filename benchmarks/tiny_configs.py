@@ -118,6 +118,7 @@ WRITTEN: dict[str, Any] = {  # detectors of lines of text
 TURNED: dict[str, Any] = {  # by three positions: each turns a part of half a head
     "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 }
+INDEXER = {"n_heads": 2, "kv_heads": 1, "head_dim": 16, "budget": 4, "compress_ratio": 2}
 SPLIT: dict[str, Any] = {"rope_parameters": TURNED["text_config.rope_parameters"]}
 FUSED: dict[str, Any] = {"neck_hidden_sizes": [16, 24, 32, 40]}  # four stages of a backbone, each its width
 SWIN: dict[str, Any] = {"num_layers": 2, "image_size": 32, "patch_size": 4, "window_size": 4}
@@ -158,6 +159,20 @@ SEGMENTING: dict[str, Any] = {
     "vision_config.sam_config.global_attn_indexes": [0, 1],
     "vision_config.sam_config.downsample_channels": [48, 64],
 }
+NOTED: dict[str, Any] = {
+    "per_layer_config": {
+        1: {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 18,
+            "kv_lora_rank": 22,
+            "head_dim": 20,
+            "qk_nope_head_dim": 12,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 10,
+        }
+    }
+}
 VOCABULARY = {"<image>": 4, "<|extra_200|>": 7}
 
 TWEAKS: dict[str, dict[str, Any]] = {
@@ -182,19 +197,14 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "sliding_attention"],
         "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}},
     },
+    "dots3_note_text": NOTED,
     "dots3_note": {
-        "per_layer_config": {
-            1: {
-                "num_attention_heads": 4,
-                "num_key_value_heads": 4,
-                "q_lora_rank": 18,
-                "kv_lora_rank": 22,
-                "head_dim": 20,
-                "qk_nope_head_dim": 12,
-                "qk_rope_head_dim": 8,
-                "v_head_dim": 10,
-            }
-        }
+        **{f"text_config.{field}": value for field, value in NOTED.items()},
+        "text_config.index_topk": 4,
+        "text_config.index_n_heads": 2,
+        **{f"vision_config.adapter_{end}_dim": 64 for end in ("in", "out")},
+        "audio_config.adapter_input_size": 64,
+        "audio_config.adapter_out_dim": 64,
     },
     "esm": {"vocab_size": 97, "mask_token_id": 3, "pad_token_id": 0, "position_embedding_type": "rotary"},
     "esmc": {"num_key_value_heads": 4},
@@ -312,6 +322,8 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "llava_next": PIECES,
     "llava_next_video": PIECES,
     "llava_onevision": PIECES,
+    "dinat": {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "dilations": [[1], [1, 2]]}
+    | {"image_size": 32, "kernel_size": 3, **LAST_STAGE},
     "convnext": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "convnextv2": {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4} | LAST_STAGE,
     "cvt": {"embed_dim": [16, 24, 32], "depth": [1, 2, 3], "num_heads": [1, 3, 4], "image_size": 64},
@@ -483,8 +495,15 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "step3p7": {"text_config.sliding_window": 4},
     "mistral_large4": {"text_config.kv_source_layers": [0, 1]},
     "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
-    "apertus1p5": {"audio_config.codebook_dim": 64, "audio_config.codebook_size": 8}
-    | {"audio_token_offset": 60, "visual_token_offset": 40},
+    "apertus1p5": {
+        "audio_config.codebook_dim": 64,
+        "audio_config.codebook_size": 8,
+        "vision_config.codebook_size": 8,
+        "vision_config.base_channels": 32,
+        "vision_config.embed_dim": 24,
+        "image_token_offset": 50,
+        "audio_token_offset": 58,
+    },
     "florence2": {"vision_config.projection_dim": 64},
     "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
     "paligemma": {"projection_dim": 64, "vision_config.projection_dim": 64},
@@ -509,8 +528,11 @@ TWEAKS: dict[str, dict[str, Any]] = {
     },
     "deepseek_v4": {"o_groups": 2},
     "blt": {"decoder_config.hidden_size_global": 64, "encoder_hash_byte_group_vocab": 50},
+    **{key: {} for key in ("emu3_text_model", "mllama_text_model")},  # a part by itself: not as the whole
     "Qwen4ExpForConditionalGeneration": {
-        "text_config.layer_types": ["linear_attention", "linear_attention"],
+        "text_config.layer_types": ["linear_attention", "indexed_attention"],
+        **{f"text_config.indexer_{name}": size for name, size in INDEXER.items()},
+        "text_config.rope_parameters": {**TURNED["text_config.rope_parameters"], "mrope_section": [3, 3, 2]},
         "text_config.ngram_vocab_size_base": 50,
         "text_config.ple_embed_dim": 32,
         "text_config.split_ngram_parts": 2,
@@ -532,7 +554,8 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "hunyuan_vl_text": {"head_dim": 16, **SPLIT},
     "mistral_large4_text": {"kv_source_layers": [0, 1]},
     "glm5_next_text": {"qk_rope_head_dim": 0},
-    **{name: {"flow_head_config.condition_dim": 64} for name in ("gradium_phonon_tts", "pocket_tts")},
+    "pocket_tts": {"flow_head_config.condition_dim": 64},
+    "gradium_phonon_tts": {"flow_head_config.condition_dim": 64, "num_key_value_heads": 4},  # as its files are
     "granite_speech5_encoder": {"context_size": 16, "num_key_value_heads": 4},
     "patchtst": {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8},
     "patchtsmixer": {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8}

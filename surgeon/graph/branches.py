@@ -122,8 +122,13 @@ class Branches(TorchFunctionMode):
             picked = self._picked(func, types, args)
             if picked is not None:
                 return picked[0]
-        if func in POSITIONS and len(args) == 1 and _small(args[0]):
-            return self._all_positions(args[0], func is torch.where or given.get("as_tuple"))
+        if func in POSITIONS and len(args) == 1:
+            apart = func is torch.where or given.get("as_tuple")
+            places = self._as_numbers(torch.nonzero, ((known[0][0],), {}), args, {}) if known else None
+            if places is not None:
+                return self.__torch_function__(torch.unbind, types, (places, 1)) if apart else places
+            if _small(args[0]):
+                return self._all_positions(args[0], apart)
         if func is Tensor.__iter__:
             return iter(self.__torch_function__(torch.unbind, types, (args[0], 0)))
         if func in ADDED:

@@ -322,6 +322,30 @@ def test_a_long_mask_is_asserted_by_where_it_is_true() -> None:
     assert caught.value.code == "S212"
 
 
+def test_positions_that_inputs_tell_are_those_and_no_more() -> None:
+    """Each query looks at the best of the words that it may look at, and those are not all there are."""
+
+    class Sparse(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            best = []
+            for row, seen in zip(x, mask, strict=True):
+                places = torch.nonzero(seen, as_tuple=False).flatten()
+                (again,) = torch.where(seen)
+                rows = row.index_select(0, places) + seen.nonzero(as_tuple=True)[0][:, None]
+                best.append(rows.topk(min(2, len(again)), 0).values.sum(0))
+            return torch.stack(best)
+
+    x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[False, True, False, True, True], [True, False, False, False, False]])
+    values, module = {"x": x, "mask": mask}, Sparse()
+    captured = capture(module, (), {k: v.to("meta") for k, v in values.items()}, values=values)
+    given = dict(zip(captured.inputs, values.values(), strict=True))
+    torch.testing.assert_close(computed(captured, given), module(**values).double())
+    with pytest.raises(ModelError) as caught:
+        computed(captured, {**given, "mask": mask.flip(1)})
+    assert caught.value.code == "S212"
+
+
 class Choosing(nn.Module):
     """Reads as many rows as its input says, by an index that it makes."""
 

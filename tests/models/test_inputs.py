@@ -42,6 +42,9 @@ SEEING = (
     "Kimi_K25",  # patches are small pictures
     "VideoLlama3",  # each picture says how many patches become one row
     "MuseGlimmer",  # names of its own for what a patch is
+    "Chameleon",  # pictures become codes
+    "Lfm2Vl",  # patches apart, with which of them hold any
+    pytest.param("MiniCPMOcr", marks=CLASSES_OF_5_24),  # patches in one strip
 )
 
 
@@ -49,6 +52,7 @@ SEEING = (
 def test_pictures_stand_where_the_class_puts_what_it_makes_of_them(name: str) -> None:
     """The class refuses another number of ids than it has rows; each picture tells on its own example."""
     model_class, config = tiny(f"{name}ForConditionalGeneration")
+    torch.manual_seed(0)
     model = model_class(config)
     inputs = real_inputs(model, 0)
     places = inputs["input_ids"] == config.image_token_id
@@ -56,16 +60,88 @@ def test_pictures_stand_where_the_class_puts_what_it_makes_of_them(name: str) ->
     assert inputs["attention_mask"][places].all() and inputs["attention_mask"].min() == 0
     seen = run(model, inputs).logits
     assert seen.isfinite().all() and seen.shape[:2] == inputs["input_ids"].shape
-    part = len(inputs["pixel_values"]) // BATCH
     other = inputs["pixel_values"].clone()
-    other[:part] += 1
-    moved = (run(model, {**inputs, "pixel_values": other}).logits - seen).abs().amax((1, 2))
-    assert moved[0] > 1e-4 and moved[1:].max() < 1e-6
+    axis = 0 if len(other) >= BATCH else 3  # in a strip they stand side by side
+    other.narrow(axis, 0, other.shape[axis] // BATCH).add_(1)
+    far = (run(model, {**inputs, "pixel_values": other}).logits - seen).abs().amax((1, 2))
+    assert far[0] > 1e-4 and far[1:].max() < 1e-6
     plain = real_inputs(model, 0, pictures=False)
     assert "pixel_values" not in plain and plain["input_ids"].shape == (BATCH, SEQUENCE)
     without, _ = build_meta(config, model_class)
     for key, value in real_inputs(without, 0).items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(inputs[key]))
+
+
+def moved(model: nn.Module, inputs: dict[str, Any], name: str, other: torch.Tensor) -> torch.Tensor:
+    """How far each example's first output goes when one input is another."""
+    seen, after = (run(model, given)[0] for given in (inputs, {**inputs, name: other}))
+    return (after - seen).abs().flatten(1).amax(1)
+
+
+@CLASSES_OF_5_24
+def test_a_part_that_looks_at_pictures_of_its_own_gets_some() -> None:
+    """Sharper ones, of their own size; each tells on its own example, once the gate to them is open."""
+    model_class, config = tiny("DeepseekVLHybridForConditionalGeneration")
+    config.high_res_vision_config.image_size = 64
+    torch.manual_seed(0)
+    model = model_class(config)
+    nn.init.ones_(model.model.high_res_vision_alpha)
+    inputs = real_inputs(model, 0)
+    assert inputs["pixel_values"].shape[-2:] == (32, 32)
+    assert inputs["high_res_pixel_values"].shape == (BATCH, 3, 64, 64)
+    for name in ("pixel_values", "high_res_pixel_values"):
+        far = moved(model, inputs, name, torch.cat([-inputs[name][:1], inputs[name][1:]]))
+        assert far[0] > 1e-4 and far[1:].max() < 1e-6
+
+
+def test_each_tile_of_a_picture_tells_on_its_own_example() -> None:
+    model_class, config = tiny("MllamaForConditionalGeneration")
+    torch.manual_seed(0)
+    model = model_class(config)
+    for gate in (p for n, p in model.named_parameters() if "gate" in n.rsplit(".", 1)[-1]):
+        nn.init.ones_(gate)  # closed at first: no picture is heard
+    inputs = real_inputs(model, 0)
+    pixels = inputs["pixel_values"]
+    assert pixels.shape[:3] == (BATCH, 1, config.vision_config.max_num_tiles)
+    for tile in range(pixels.shape[2]):
+        other = pixels.clone()
+        other[0, 0, tile] *= -1
+        far = moved(model, inputs, "pixel_values", other)
+        assert far[0] > 1e-5 and far[1:].max() < 1e-6
+    away = {**inputs, "cross_attention_mask": inputs["cross_attention_mask"].clone()}
+    away["cross_attention_mask"][0] = 0  # the pictures are there, and no word of the first example looks
+    seen, after = (run(model, given).logits for given in (inputs, away))
+    assert (after - seen)[0, 1:].abs().amax(-1).min() > 1e-5 and torch.equal(after[1:], seen[1:])
+
+
+def test_flat_patches_stand_behind_their_places() -> None:
+    """Rows and columns from one on: what is told of a patch is where it is, and what it shows."""
+    model_class, config = tiny("Pix2StructForConditionalGeneration")
+    torch.manual_seed(0)
+    model = model_class(config)
+    inputs = real_inputs(model, 0)
+    patches = inputs["flattened_patches"]
+    places = {tuple(place) for place in patches[0, :, :2].long().tolist()}
+    assert places == {(row, column) for row in (1, 2) for column in (1, 2, 3)}
+    assert patches.shape[2] - 2 == config.vision_config.patch_embed_hidden_size
+    for columns in (slice(0, 2), slice(2, None)):
+        other = patches.clone()
+        other[0, :, columns] = other[0, :, columns].flip(0)
+        far = moved(model, inputs, "flattened_patches", other)
+        assert far[0] > 1e-5 and far[1:].max() < 1e-6
+
+
+def test_boxes_in_fractions_where_the_class_counts_the_page_as_one() -> None:
+    """Whole numbers would all stand beyond the page's edge, where one box is as another."""
+    model_class, config = tiny("UdopForConditionalGeneration")
+    torch.manual_seed(0)
+    model = model_class(config)
+    inputs = real_inputs(model, 0)
+    left, top, right, bottom = (boxes := inputs["bbox"]).unbind(-1)
+    assert boxes.shape == (BATCH, SEQUENCE, 4) and boxes.is_floating_point() and boxes.unique().numel() > 9
+    assert (left <= right).all() and (top <= bottom).all() and boxes.min() >= 0 and boxes.max() <= 1
+    far = moved(model, inputs, "bbox", torch.cat([boxes[:1] / 2, boxes[1:]]))
+    assert far[0] > 1e-4 and far[1:].max() < 1e-6
 
 
 def test_a_class_asked_without_data_keeps_none_of_it_for_the_next_call() -> None:
