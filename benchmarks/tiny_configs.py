@@ -555,7 +555,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "mistral_large4_text": {"kv_source_layers": [0, 1]},
     "glm5_next_text": {"qk_rope_head_dim": 0},
     "pocket_tts": {"flow_head_config.condition_dim": 64},
-    "gradium_phonon_tts": {"flow_head_config.condition_dim": 64, "num_key_value_heads": 4},  # as its files are
+    "gradium_phonon_tts": {"flow_head_config.condition_dim": 64, "num_key_value_heads": 4},  # as its files
     "granite_speech5_encoder": {"context_size": 16, "num_key_value_heads": 4},
     "patchtst": {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8},
     "patchtsmixer": {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8}
