@@ -10,7 +10,8 @@ from typing import Any
 RIGHT: tuple[tuple[str, str, str], ...] = (
     ("S323", "", "numbers the class makes of the size itself, and which a larger size makes otherwise"),
     ("S322", "", "a number of the class that depends on the size, where no scale makes up for it"),
-    ("S330", "of the grown class has new channels of", "statistics over channels among which new ones stand"),
+    ("S330", "new channels of|all channels of", "statistics over channels among which new ones stand"),
+    ("S330", "the class has .* there where it has", "a number of the class that depends on the size"),
     ("S306", r"aten\.fft_", "a Fourier transform over the dim"),
     ("S303", "", "a softmax over the dim"),
     ("S331", "statistics are taken over them", "statistics over numbers that only a larger size makes"),

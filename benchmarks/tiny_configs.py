@@ -293,7 +293,8 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "pp_ocrv5_mobile_det": {"neck_out_channels": 32},
     "pp_ocrv5_server_det": {"backbone_config": {**HGNET, "out_features": STAGES}, **WRITTEN},
     "pp_ocrv6_medium_det": {"backbone_config": LCNET, **WRITTEN},
-    "pp_ocrv6_small_det": {"backbone_config": LCNET, "layer_list_out_channels": [16, 16, 24, 32]},
+    "pp_ocrv6_small_det": {"backbone_config": LCNET, "layer_list_out_channels": [16, 16, 24, 32]}
+    | {"neck_out_channels": 64},
     "lw_detr": {
         "backbone_config.num_windows": 4,
         "backbone_config.num_windows_side": 2,
@@ -628,6 +629,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     },
     "bros": {"dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 16},
     "lilt": {"hidden_size": 96},
+    "decision_transformer": {"n_head": 4, "n_inner": 88},
     "swin2sr": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "image_size": 8, "patch_size": 1}
     | {"window_size": 4, "num_layers": 2},
     "layoutlmv3": {"coordinate_size": 10, "shape_size": 12, "input_size": 32},

@@ -366,6 +366,8 @@ TABLE: dict[str, list[Case]] = {
     "aten.new_empty": _calls(aten.new_empty.default, ((3, 4), ([2, 4],))),
     "aten.empty": [(lambda: aten.empty.memory_format([3, 4]), ())],
     "aten.empty_like": _calls(aten.empty_like.default, ((3, 4), ())),
+    "aten.max.default": _calls(aten.max.default, ((2, 3, 4), ())),
+    "aten.min.default": _calls(aten.min.default, ((2, 3, 4), ())),
     "aten.max": _calls(aten.max.dim, ((2, 3, 4), (1,)), ((2, 3, 4), (-1, True))),
     "aten.min": _calls(aten.min.dim, ((2, 3, 4), (1,)), ((2, 3, 4), (-1, True))),
     "aten.to": _calls(aten.to.dtype, ((3, 4), (torch.float64,))),

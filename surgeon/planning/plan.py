@@ -10,19 +10,19 @@ from typing import Any
 
 from torch import fx
 
-from surgeon.axes.maps import NEW, Index, Maps
-from surgeon.errors import Diagnostic, PlanError
+from surgeon.axes.maps import Maps
 from surgeon.graph.captured import Captured
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.places import op_name, starred
 from surgeon.language.syntax import Recipe
+from surgeon.planning.cells import Drift
+from surgeon.planning.contradictions import refuse_conflicts
 from surgeon.planning.equations import Equations, solve_scales
 from surgeon.planning.growth import axis_targets, refuse_pinned
 from surgeon.planning.native import NativeGrowth
 from surgeon.planning.outputs import Factors, in_words, loose_outputs, scaled_outputs
 from surgeon.planning.partial import Partial, infer_partial
 from surgeon.planning.roles import Roles, infer_roles, matches, module_of
-from surgeon.planning.scales import Conflict
 from surgeon.planning.transforms import Transform, addressed, build_transforms
 
 
@@ -139,15 +139,13 @@ def plan_growth(
     partial = infer_partial(
         anatomy, maps, roles, native.partial if native else {}, native.words if native else {}
     )
-    equations = solve_scales(
-        anatomy,
-        maps,
-        roles,
-        native.drift if native else None,
-        native.scales if native else None,
-        loose,
-    )
-    _refuse_conflicts(anatomy, maps, equations.system.conflicts, native.placed if native else {})
+    drift, scales = (native.drift, native.scales) if native else ({}, {})
+
+    def solve(maps: Maps, drift: Drift) -> Equations:
+        return solve_scales(anatomy, maps, roles, drift, scales, loose)
+
+    equations = solve(maps, drift)
+    refuse_conflicts(anatomy, maps, drift, equations.system, native.placed if native else {}, solve)
     transforms = build_transforms(anatomy, maps, roles, equations, recipe, partial)
     return Plan(
         recipe,
@@ -202,55 +200,6 @@ def _wider(anatomy: Anatomy, maps: Maps) -> list[str]:
                     f"{what} grows itself: axis {i} is {size} → {wide}, each value several times over"
                 )
     return notes
-
-
-def _refuse_conflicts(
-    anatomy: Anatomy, maps: Maps, conflicts: list[Conflict], placed: Mapping[int, str]
-) -> None:
-    """Raise PlanError S330 for the first equation that has no solution; `placed` are the dims whose channels
-    stand where a known value of the grown class has them. Where such a dim is what is in the way, no scale
-    would help: that is then the reason to tell."""
-    if not conflicts:
-        return
-    blocked = [c for c in conflicts if placed.keys() & set(c.dims)]
-    places = list(dict.fromkeys(anatomy.where(c.node) for c in blocked or conflicts))
-    more = [f"and {len(places) - 3} more places"] if len(places) > 3 else []
-    if blocked:
-        dim = next(d for d in blocked[0].dims if d in placed)
-        index, label = maps.dims[dim], anatomy.store.labels[dim]
-        raise PlanError(
-            Diagnostic(
-                "S330",
-                "no scale of any parameter keeps the function: statistics are taken over all channels of "
-                f"{label}, of which {(index == NEW).sum()} of {len(index)} would be new",
-                notes=(f"{placed[dim]} {_placing(index)}", *places[:3], *more),
-                help="the class makes that value for its width, and no weight can change it: "
-                f"leave {label} at {anatomy.store.sizes[dim]}, and grow other dims",
-            )
-        )
-    first = conflicts[0]
-    off = "" if math.isnan(first.factor) else f", off by a factor of {first.factor:.4g}"
-    more += [
-        f"{what} of the grown class has new channels of {anatomy.store.labels[dim]} between the source's"
-        for dim, what in list(placed.items())[:2]
-    ]
-    whole = all(len(index) % anatomy.store.sizes[dim] == 0 for dim, index in maps.dims.items())
-    fraction = "" if whole else "grow by an integer factor, "
-    raise PlanError(
-        Diagnostic(
-            "S330",
-            f"no scale of any parameter keeps the function: {first.reason}{off}",
-            notes=(*places[:3], *more),
-            help=f"{fraction}grow other dims, or untie the parameters involved",
-        )
-    )
-
-
-def _placing(index: Index) -> str:
-    """Where a known value of the grown class has the source's channels."""
-    found = [str(i) for i in (index != NEW).nonzero()[0]]
-    named = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
-    return f"of the grown class has the source's values at {named} alone, and others at the other places"
 
 
 def _scaled(anatomy: Anatomy, equations: Equations) -> tuple[str, ...]:

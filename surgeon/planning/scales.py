@@ -60,6 +60,15 @@ ZERO = Form()
 
 
 @dataclass(frozen=True)
+class Equation:
+    """``form = 0``, and what asks for it."""
+
+    form: Form
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Conflict:
     """An equation that no scale of any parameter can satisfy."""
 
@@ -67,6 +76,8 @@ class Conflict:
     reason: str
     factor: float  # by how much the value is off
     dims: tuple[int, ...] = ()  # whose channel maps are what is in the way
+    form: Form = ZERO  # of the equation
+    after: int = 0  # how many equations were solved before it
 
 
 @dataclass
@@ -75,6 +86,7 @@ class System:
 
     count: int = 0
     solved: dict[int, Form] = field(default_factory=dict)
+    equations: dict[int, Equation] = field(default_factory=dict)  # by the unknown that each is solved for
     conflicts: list[Conflict] = field(default_factory=list)
 
     def unknowns(self, shape: tuple[int, ...]) -> Cells:
@@ -97,15 +109,49 @@ class System:
 
     def require_zero(self, form: Form, node: str, reason: str) -> None:
         """Add the equation ``form = 0``."""
-        form = self.reduce(form)
+        asked, form = form, self.reduce(form)
         if not form.terms:
             if abs(form.constant) > EPSILON:
-                self.conflicts.append(Conflict(node, reason, float(np.exp(form.constant))))
+                factor = float(np.exp(form.constant))
+                self.conflicts.append(Conflict(node, reason, factor, (), asked, len(self.solved)))
             return
         latest = max(form.terms)
         coefficient = form.terms[latest]
         rest = Form({u: c for u, c in form.terms.items() if u != latest}, form.constant)
         self.solved[latest] = rest * (-1.0 / coefficient)
+        self.equations[latest] = Equation(asked, node, reason)
+
+    def grounds(self, conflict: Conflict) -> list[Equation]:
+        """The equations that a conflict contradicts: a sum of multiples of theirs and of its own leaves no
+        unknown, and a constant that is not zero. Those solved later have no part in it."""
+        order = {unknown: i for i, unknown in enumerate(self.solved)}
+        weights = self._substituted(conflict.form, order, conflict.after)
+        found = []
+        while weights:
+            unknown = max(weights, key=lambda u: order[u])
+            weight = weights.pop(unknown)
+            if abs(weight) < EPSILON:
+                continue
+            equation = self.equations[unknown]
+            found.append(equation)
+            inner = self._substituted(equation.form, order, order[unknown])
+            own = equation.form.terms.get(unknown, 0.0) + sum(
+                c * self.solved[u].terms.get(unknown, 0.0) for u, c in inner.items()
+            )
+            for other, coefficient in inner.items():
+                weights[other] = weights.get(other, 0.0) - weight / own * coefficient
+        return found[::-1]
+
+    def _substituted(self, form: Form, order: Mapping[int, int], before: int) -> dict[int, float]:
+        """Which unknowns `reduce` has put other things for, of those solved before some equation: with the
+        coefficients that they had then."""
+        found: dict[int, float] = {}
+        while bound := [u for u in form.terms if order.get(u, before) < before]:
+            latest = max(bound)
+            found[latest] = form.terms[latest]
+            rest = Form({u: c for u, c in form.terms.items() if u != latest}, form.constant)
+            form = rest + self.solved[latest] * found[latest]
+        return found
 
     def prefer_zero(self, form: Form) -> None:
         """Add the equation ``form = 0`` where an unknown is still free to solve it."""

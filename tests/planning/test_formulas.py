@@ -70,6 +70,14 @@ GROWS: dict[str, Case] = {
         {"inward": (1, 5), "w": (2, 4), "gain": (4,), "other": (4, 5)},
         "w 1 by 2",
     ),
+    "a shift by the largest of all, and by the least": (
+        lambda m, x: (
+            (torch.exp(hidden(m, x) - hidden(m, x).max()) @ m.out.t())
+            / torch.exp(hidden(m, x) - hidden(m, x).min()).mean()
+        ),
+        {"inward": (6, 5), "out": (2, 6)},
+        "inward 0 by 2",
+    ),
     "a merged axis of which one part is shared out": (
         lambda m, x: (
             F.linear(torch.tanh(F.linear(torch.tanh(hidden(m, x)), m.w)), m.out)[:, 0]
@@ -134,6 +142,27 @@ def test_it_is_refused(name: str, tmp_path: Path) -> None:
         grow(Formula(formula, **shapes), tmp_path, line, "spread * with uneven(1, 2)", x=x)
     assert caught.value.code == code
     assert "aten." in str(caught.value)
+
+
+def test_a_refusal_names_what_the_equation_contradicts_and_nothing_else(tmp_path: Path) -> None:
+    """The product of two streams that norms read as they are: twice the sum, and no weight between. A third
+    norm, and a product that has a gain to take the factor, have no part in it."""
+
+    def streams(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+        h, k, other = hidden(m, x), F.linear(x, m.key), F.linear(x, m.third)
+        first, second = F.layer_norm(h, (4,)), F.rms_norm(k, (4,))
+        third = F.layer_norm(other, (4,), m.gain)
+        return (h * k).sum(-1), (first * third).sum(-1), F.linear(second, m.out)
+
+    shapes = {"inward": (4, 5), "key": (4, 5), "third": (4, 5), "gain": (4,), "out": (2, 4)}
+    with pytest.raises(PlanError, match="off by a factor of") as caught:
+        grow(Formula(streams, **shapes), tmp_path, "inward 0 by 2", x=numbers(3, 5))
+    (found,) = caught.value.diagnostics
+    against = [note for note in found.notes if note.startswith("against it stands")]
+    named = " ".join([found.message, *found.notes])
+    assert "it is an output of the model" in named
+    assert ["aten.layer_norm" in note for note in against] == [True, False]
+    assert ["aten.rms_norm" in note for note in against] == [False, True]
 
 
 @pytest.mark.parametrize(

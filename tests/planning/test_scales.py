@@ -1,4 +1,5 @@
-"""Log-scales as linear forms: what changes nothing makes nothing, and equal cells are one equation."""
+"""Log-scales as linear forms: what changes nothing makes nothing, equal cells are one equation, and a
+conflict is told with what it contradicts."""
 
 from __future__ import annotations
 
@@ -38,3 +39,35 @@ def test_cells_that_share_their_forms_are_one_equation() -> None:
     for p, q in zip(a.flat, b.flat, strict=True):
         all_of_them.require_zero(p - q, "", "")
     assert once == all_of_them and len(once.solved) == 2
+
+
+def test_what_a_conflict_contradicts_is_all_of_it_and_no_more() -> None:
+    """By linear algebra: with the conflict's own equation the grounds have no solution, and any of them left
+    out, the rest have one. There is but one way to add them up, with no factor zero."""
+    draw, seen = random.Random(1), 0
+    for _ in range(200):
+        system, asked = System(7), []
+        for n in range(9):
+            several = draw.sample(range(7), draw.randint(1, 3))
+            terms = {u: draw.choice((-2.0, -1.0, 0.5, 1.0)) for u in several}
+            form = Form(terms, draw.choice((0.0, 0.0, 0.7)))
+            asked.append(form)
+            system.require_zero(form, str(n), "")
+        for conflict in system.conflicts:
+            several = [int(e.node) for e in system.grounds(conflict)]
+            assert len(set(several)) == len(several) and max(several, default=-1) < int(conflict.node)
+            rows = [asked[n] for n in [*several, int(conflict.node)]]
+            left = np.array([[f.terms.get(u, 0.0) for u in range(7)] for f in rows])
+            right = np.array([-f.constant for f in rows])
+            assert not _solvable(left, right)
+            for n in range(len(rows)):
+                assert _solvable(np.delete(left, n, 0), np.delete(right, n))
+            seen += 1
+    assert seen > 100
+
+
+def _solvable(left: np.ndarray, right: np.ndarray) -> bool:
+    if not len(left):
+        return True
+    found = np.linalg.lstsq(left, right, rcond=None)[0]
+    return bool(np.abs(left @ found - right).max() < 1e-9)
