@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers as hf
 from torch import nn
+from versions import CLASSES_OF_5_24
 
 from surgeon.errors import ModelError, fail
 from surgeon.models.inputs import BATCH, SEQUENCE, real_inputs, words
@@ -274,6 +275,16 @@ def test_what_is_larger_than_any_buffer_takes_no_memory(monkeypatch: pytest.Monk
         assert torch.empty(11, 10).is_meta
         assert not torch.empty(10, 10).is_meta
         assert not torch.zeros(11, 10).is_meta  # a value, perhaps a buffer's
+
+
+@CLASSES_OF_5_24
+def test_a_field_that_differs_by_layer_is_none_of_all() -> None:
+    """transformers raises another error than for a field that is not there."""
+    layers = {name: 2 for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")}
+    config = hf.Dots3NoteTextConfig(hidden_size=24, **layers, layer_types=["sliding_attention"] * 2)
+    with pytest.raises(RuntimeError, match="per-layer"):
+        config.head_dim  # noqa: B018
+    assert field_value(config, "head_dim") is None and field_value(config, "hidden_size") == 24
 
 
 def test_what_only_says_what_follows_from_other_fields_is_none_to_grow() -> None:
