@@ -585,6 +585,11 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "informer": {**SERIES, "distil": False},  # halved sequences meet a mask of whole ones
     "encodec": {"codebook_dim": 64},
     "nemotron3_diarization_audio": {"num_key_value_heads": 4},
+    "nemo_speechlm": {  # files hold queries, keys and values as one, in thirds
+        "audio_config.asr_config.num_key_value_heads": 4,
+        "audio_config.diarization_config.audio_config.num_key_value_heads": 4,
+        "word_timestamp_config.num_key_value_heads": 4,
+    },
     "nemotron3_5_transcribe_asr_audio": {"num_key_value_heads": 4},
     "nemotron3_5_transcribe_word_timestamp": {"num_key_value_heads": 4},
     "nemotron3_diarization": {"audio_config.num_key_value_heads": 4},

@@ -280,11 +280,12 @@ def test_what_is_larger_than_any_buffer_takes_no_memory(monkeypatch: pytest.Monk
 @CLASSES_OF_5_24
 def test_a_field_that_differs_by_layer_is_none_of_all() -> None:
     """transformers raises another error than for a field that is not there."""
-    layers = {name: 2 for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")}
-    config = hf.Dots3NoteTextConfig(hidden_size=24, **layers, layer_types=["sliding_attention"] * 2)
+    config = hf.Dots3NoteTextConfig(
+        num_hidden_layers=2, layer_types=["indexed_attention", "sliding_attention"]
+    )
     with pytest.raises(RuntimeError, match="per-layer"):
-        config.head_dim  # noqa: B018
-    assert field_value(config, "head_dim") is None and field_value(config, "hidden_size") == 24
+        _ = config.qk_nope_head_dim
+    assert field_value(config, "qk_nope_head_dim") is None and field_value(config, "hidden_size") == 5120
 
 
 def test_what_only_says_what_follows_from_other_fields_is_none_to_grow() -> None:
