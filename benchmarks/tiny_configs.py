@@ -173,6 +173,22 @@ NOTED: dict[str, Any] = {
         }
     }
 }
+EYE: dict[str, Any] = {  # a vision transformer of timm
+    "model_type": "timm_wrapper",
+    "architecture": "vit_pe_core_tiny_patch16_384",
+    "model_args": {"img_size": 64, "patch_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 4}
+    | {"ref_feat_shape": [4, 4]},
+}
+LABELLED: dict[str, Any] = {**EYE, "do_pooling": True, "num_classes": 24, "initializer_range": 0.02} | {
+    "label_names": [f"{n}" for n in range(24)]
+}
+EDGE: dict[str, Any] = {  # what its config's defaults mean, whose name of the architecture is misspelled
+    "backbone_config": {"model_type": "timm_wrapper", "architecture": "repvit_m1"}
+    | {"model_args": {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]}}
+    | {"num_classes": 2, "label_names": ["0", "1"]},
+    "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+    "fpn_hidden_size": 64,
+}
 VOCABULARY = {"<image>": 4, "<|extra_200|>": 7}
 
 TWEAKS: dict[str, dict[str, Any]] = {
@@ -567,6 +583,11 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "informer": {**SERIES, "distil": False},  # halved sequences meet a mask of whole ones
     "encodec": {"codebook_dim": 64},
     "nemotron3_diarization_audio": {"num_key_value_heads": 4},
+    "nemo_speechlm": {  # files hold queries, keys and values as one, in thirds
+        "audio_config.asr_config.num_key_value_heads": 4,
+        "audio_config.diarization_config.audio_config.num_key_value_heads": 4,
+        "word_timestamp_config.num_key_value_heads": 4,
+    },
     "nemotron3_5_transcribe_asr_audio": {"num_key_value_heads": 4},
     "nemotron3_5_transcribe_word_timestamp": {"num_key_value_heads": 4},
     "nemotron3_diarization": {"audio_config.num_key_value_heads": 4},
@@ -609,6 +630,28 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "mask_decoder_config.mlp_dim": 88,
         "mask_decoder_config.iou_head_hidden_dim": 28,
     },
+    "edgetam_vision_model": EDGE,
+    "edgetam": {
+        **{f"vision_config.{name}": value for name, value in EDGE.items()},
+        "prompt_encoder_config.image_size": 64,
+        "prompt_encoder_config.patch_size": 16,
+        "mask_decoder_config.mlp_dim": 88,
+        "mask_decoder_config.iou_head_hidden_dim": 28,
+    },
+    "pe_video_encoder": {"vision_config": LABELLED},
+    "pe_video": {"video_config.vision_config": LABELLED},
+    "pe_audio_video_encoder": {"video_config.vision_config": LABELLED},
+    "pe_audio_video": {"audio_video_config.video_config.vision_config": LABELLED},
+    "pi0": {"vlm_config.projection_dim": 64, "vlm_config.vision_config.projection_dim": 64},
+    "perception_lm": {"vision_config": {**EYE, "do_pooling": False}},
+    "gemma3n": {
+        "text_config.num_kv_shared_layers": 0,
+        "text_config.laurel_rank": 10,
+        "text_config.intermediate_size": [88, 88],
+        "vision_config.architecture": "test_resnet",
+        "vision_config.hidden_size": 96,
+        "vision_soft_tokens_per_image": 4,
+    },
     "sam3_tracker": {
         "vision_config.backbone_config.global_attn_indexes": [1],
         "vision_config.backbone_config.pretrain_image_size": 32,
@@ -641,6 +684,21 @@ TWEAKS: dict[str, dict[str, Any]] = {
     | {"mask_feature_size": 64, "encoder_feedforward_dim": 88, "dim_feedforward": 88},
     "oneformer": {"backbone_config": {**RESNET, "out_features": STAGES}, "conv_dim": 64, "mask_dim": 64}
     | {"encoder_feedforward_dim": 88, "dim_feedforward": 88},
+    "omdet-turbo": {
+        "backbone_config": {**SWIN, "model_type": "swin", "embed_dim": 24, "image_size": 64}
+        | {"depths": [1, 1, 1, 1], "num_heads": [2, 2, 4, 4], "patch_size": 2}
+        | {"num_layers": 4, "out_features": STAGES[1:]},
+        "apply_layernorm_after_vision_backbone": False,  # which is for channels that come last
+        "encoder_in_channels": [48, 96, 192],
+        "vision_features_channels": [64, 64, 64],
+        "text_config.hidden_size": 48,
+        "text_projection_in_dim": 48,
+        "text_projection_out_dim": 48,
+        "class_embed_dim": 48,
+        "task_encoder_hidden_dim": 88,
+        "decoder_hidden_dim": 64,
+        "disable_custom_kernels": True,
+    },
     "grounding-dino": {"backbone_config": RESNET, "disable_custom_kernels": True},
     "mm-grounding-dino": {"backbone_config": RESNET, "disable_custom_kernels": True},
     "clap": {

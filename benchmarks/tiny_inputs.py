@@ -142,6 +142,43 @@ def spoken(config: Any) -> Inputs:
     return {**words(config), "input_features": torch.randn(BATCH, config.decoder_config.feature_size, 40)}
 
 
+def heard_as_said(config: Any) -> Inputs:
+    """Words, and the spectrogram of as long as they take to say: batch × bins × steps."""
+    steps = 2 * config.downsample_factor * 7
+    return {**words(config), "input_features": torch.randn(BATCH, config.audio_config.num_mel_bins, steps)}
+
+
+def acting(config: Any) -> Inputs:
+    """What a robot sees with two cameras, is told and is, and the noise that becomes its actions."""
+    vision, told = config.vlm_config.vision_config, words(config)
+    rows = (vision.image_size // vision.patch_size) ** 2
+    seen = torch.ones(BATCH, 2, dtype=torch.bool)
+    place = torch.full((BATCH, 2 * rows), config.vlm_config.image_token_id)
+    return {
+        "state": torch.randn(BATCH, config.max_state_dim),
+        "noise": torch.randn(BATCH, config.chunk_size, config.max_action_dim),
+        "timestep": torch.rand(BATCH),
+        "input_ids": torch.cat([place, told["input_ids"]], 1),
+        "attention_mask": torch.cat([torch.ones_like(place), told["attention_mask"]], 1),
+        "pixel_values": torch.randn(BATCH, 2, 3, vision.image_size, vision.image_size),
+        "pixel_attention_mask": seen,
+    }
+
+
+def sought(config: Any) -> Inputs:
+    """A picture, the task it is looked at for, and the names of two things to find in it."""
+    names = torch.randint(3, 90, (2 * BATCH, 5))
+    tasks = torch.randint(3, 90, (BATCH, 6))
+    return {
+        "pixel_values": torch.randn(BATCH, 3, 64, 64),
+        "classes_input_ids": names,
+        "classes_attention_mask": torch.ones_like(names),
+        "tasks_input_ids": tasks,
+        "tasks_attention_mask": torch.ones_like(tasks),
+        "classes_structure": torch.full((BATCH,), 2),
+    }
+
+
 def words(config: Any) -> Inputs:
     """Words alone, where the class takes pictures only with a part that its default config leaves out, or
     with one more that it is to make."""
@@ -248,6 +285,9 @@ GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
     "lightglue": matched,
     "efficientloftr": matched,
     "clvp": spoken,
+    "voxtral_realtime": heard_as_said,
+    "pi0": acting,
+    "omdet-turbo": sought,
     "embedding_gemma2": words,
     "glm_image": words,
     "tvp": film,

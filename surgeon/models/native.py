@@ -26,7 +26,8 @@ MAX_PARAMETERS = 200_000  # tensors; a config that asks for more has a wrong num
 
 def field_value(config: Any, field: str) -> Any:
     """A field by name, with dots for what is within: `text_config.hidden_size`, and `widths.1` for an entry
-    of a list. None when the config has none, or only says what follows from others and takes no value."""
+    of a list. None when the config has none, only says what follows from others and takes no value, or has
+    another in some layers and says none for all."""
     for part in field.split("."):
         said = getattr(type(config), part, None)
         if isinstance(said, property) and said.fset is None:
@@ -34,7 +35,10 @@ def field_value(config: Any, field: str) -> Any:
         if isinstance(config, (list, tuple)) and part.isdigit():
             config = config[int(part)] if int(part) < len(config) else None
         else:
-            config = getattr(config, part, None)
+            try:
+                config = getattr(config, part, None)
+            except RuntimeError:  # so transformers answers for a field that differs by layer
+                return None
     return config
 
 

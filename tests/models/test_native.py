@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers as hf
 from torch import nn
+from versions import CLASSES_OF_5_24
 
 from surgeon.errors import ModelError, fail
 from surgeon.models.inputs import BATCH, SEQUENCE, real_inputs, words
@@ -274,6 +275,17 @@ def test_what_is_larger_than_any_buffer_takes_no_memory(monkeypatch: pytest.Monk
         assert torch.empty(11, 10).is_meta
         assert not torch.empty(10, 10).is_meta
         assert not torch.zeros(11, 10).is_meta  # a value, perhaps a buffer's
+
+
+@CLASSES_OF_5_24
+def test_a_field_that_differs_by_layer_is_none_of_all() -> None:
+    """transformers raises another error than for a field that is not there."""
+    config = hf.Dots3NoteTextConfig(
+        num_hidden_layers=2, layer_types=["indexed_attention", "sliding_attention"]
+    )
+    with pytest.raises(RuntimeError, match="per-layer"):
+        _ = config.qk_nope_head_dim
+    assert field_value(config, "qk_nope_head_dim") is None and field_value(config, "hidden_size") == 5120
 
 
 def test_what_only_says_what_follows_from_other_fields_is_none_to_grow() -> None:
