@@ -13,6 +13,11 @@ RIGHT: tuple[tuple[str, str, str], ...] = (
     ("S330", "new channels of|all channels of", "statistics over channels among which new ones stand"),
     ("S330", "the class has .* there where it has", "a number of the class that depends on the size"),
     ("S306", r"aten\.fft_", "a Fourier transform over the dim"),
+    (
+        "S301",
+        "an input of the model is as wide",
+        "an input is as wide as what would grow, and stays as it is",
+    ),
     ("S303", "", "a softmax over the dim"),
     ("S331", "statistics are taken over them", "statistics over numbers that only a larger size makes"),
     ("S216", "", "random numbers that the class draws as it runs, and does not take as an input"),

@@ -206,6 +206,17 @@ def stacked_frames(config: Any) -> Inputs:
     return {"input_features": torch.randn(BATCH, 32, numbers), "input_features_mask": held(32)}
 
 
+def uttered(config: Any) -> Inputs:
+    """Words, among them places of sounds, and the codes of those: batch × places × codebooks."""
+    ids, places = torch.randint(10, 90, (BATCH, 9)), 4
+    ids[:, 2 : 2 + places] = config.audio_token_id
+    codes = torch.randint(config.codebook_size - 2, (BATCH, places, config.num_codebooks))
+    return {"input_ids": ids, "audio_input_ids": codes} | {
+        "attention_mask": torch.ones_like(ids),
+        "audio_input_ids_mask": torch.ones(BATCH, places, dtype=torch.bool),
+    }
+
+
 def windows(config: Any) -> Inputs:
     """A spectrogram of two whole windows, all of them held: batch × bins × steps."""
     steps = 4 * config.n_window
@@ -290,6 +301,7 @@ GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
     "omdet-turbo": sought,
     "embedding_gemma2": words,
     "glm_image": words,
+    "higgs_audio_v2": uttered,
     "tvp": film,
     "granite_speech5_encoder": stacked,
     "fun_asr_nano_encoder": stacked_frames,

@@ -134,7 +134,7 @@ another function. Merge it first, and grow what comes out.""",
     # ── S3xx: inference and planning ─────────────────────────────────────────────────────────
     "S301": """A dim that would grow is an axis of an input, of a constant, or of a tensor made inside
 the graph. Its size or values are decided where no weight can follow: ALiBi slopes fix the number
-of heads, for one.""",
+of heads, for one. A decoder that is given vectors of the hidden size takes others once it has grown.""",
     "S302": """Two axes meet that cannot be one, so what they consist of cannot grow.
 Growing fails closed: an op whose axes do not fit its rule stops every dim that reaches it.""",
     "S303": """A softmax runs over the dim: more channels would change what it sums to.""",

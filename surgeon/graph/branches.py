@@ -6,8 +6,9 @@ computed beside the trace on the inputs that the proof will run on; the trace ta
 assertion in the graph says so.
 
 ``for expert in chosen.nonzero():`` asks weights which path to take. It is traced for all there is to choose:
-the positions of what is true become all positions, and what is added up at them is zero where it is not.
-That this is what the model computes is for the proof to see, which holds the graph against the model.
+the positions of what is true become all positions, and what is added up at them is zero where it is not;
+one number that is written at them is written where it is true. That this is what the model computes is for
+the proof to see, which holds the graph against the model.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class Branches(TorchFunctionMode):
         self._given: set[int] = set()  # of those, what is computed from inputs
         self._stretched: dict[int, Tensor] = {}  # the column that a known value is a stretch of
         self._true: dict[int, tuple[Tensor, Tensor]] = {}  # positions: themselves, and what is true of them
+        self._masks: dict[tuple[int, ...], Tensor] = {}  # all positions, axis by axis: of what
 
     @contextlib.contextmanager
     def watching(
@@ -129,6 +131,8 @@ class Branches(TorchFunctionMode):
                 return self.__torch_function__(torch.unbind, types, (places, 1)) if apart else places
             if _small(args[0]):
                 return self._all_positions(args[0], apart)
+        if func is Tensor.__setitem__ and (mask := self._mask_of(*args)) is not None:
+            return self.__torch_function__(Tensor.masked_fill_, types, (args[0], mask, args[2]))
         if func is Tensor.__iter__:
             return iter(self.__torch_function__(torch.unbind, types, (args[0], 0)))
         if func in ADDED:
@@ -227,9 +231,18 @@ class Branches(TorchFunctionMode):
                 value = torch.arange(chosen.numel()) // inner % size
             self._known[id(column)], self._true[id(column)] = (column, value), (column, true)
             columns.append(column)
+        self._masks[tuple(map(id, columns))] = chosen != 0
         if apart:
             return tuple(columns)
         return self.__torch_function__(torch.stack, (), (columns, 1))
+
+    def _mask_of(self, written: Tensor, index: Any, value: Any) -> Tensor | None:
+        """The mask at whose true positions one number is written, as wide as what it is written into."""
+        several = index if isinstance(index, tuple) else (index,)
+        mask = self._masks.get(tuple(map(id, several)))
+        if mask is None or isinstance(value, Tensor) or mask.shape != written.shape[: mask.ndim]:
+            return None
+        return mask.reshape(*mask.shape, *(1,) * (written.ndim - mask.ndim))
 
     def _where_true(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The arguments of an addition at positions, with nothing to add at those that are not chosen."""

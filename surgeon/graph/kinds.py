@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import fx
 
-from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Store
+from surgeon.axes.store import UNIT, Axis, AxisConflict, Cat, Store, parts
 from surgeon.graph.calls import Axes, Call, Outputs, broadcast, fresh_axes, pinned_axes
 from surgeon.graph.positions import along, index, pad, put, strided, unfold
 from surgeon.graph.spatial import convolution, fold, group_norm, patches, window
@@ -216,11 +216,20 @@ def _split_by_data(call: Call, store: Store, dim: int, sizes: list[int]) -> Outp
 
 
 def _zip_others(call: Call, store: Store, several: list[Axes], skip: int) -> list[Axis]:
+    """The axes of tensors that are joined along another. Where two of them are products of other factors, of
+    one size, these may not grow; the rest goes along."""
     merged = list(several[0])
     for axes in several[1:]:
         for i, axis in enumerate(axes):
-            if i != skip:
+            if i == skip:
+                continue
+            try:
                 merged[i] = store.unify(merged[i], axis)
+            except AxisConflict as conflict:
+                pair = merged[i], axis
+                if len({store.size(a) for a in pair}) > 1 or any(parts(store, a) > 1 for a in pair):
+                    raise
+                (merged[i],) = _rearranged(call, store, pair, (store.size(axis),), str(conflict))
     return merged
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgeon.axes.store import Axis
 from surgeon.checkpoints.reading import holds_weights, open_checkpoint
 from surgeon.errors import ModelError, PlanError, SurgeonError, counted, fail
 from surgeon.graph.capture import capture, dynamic_batch
@@ -179,11 +180,13 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     except ModelError as refused:  # perhaps as one of its fields says what follows from others, and has not
         follows = following_fields(source.config, changes)
         if not follows:
+            _refuse_wide_inputs(subject, changes)
             raise
         changes |= follows
         try:
             config, grown_module, grown_buffers, grown = _grown_class(subject, changes)
         except ModelError:
+            _refuse_wide_inputs(subject, changes)
             raise refused from None
         notes += tuple(f"config.{name} follows from other fields, and follows them" for name in follows)
     stage("planning")
@@ -209,6 +212,31 @@ def _grown_class(
         notes = error.diagnostics[0].notes + ((KEPT_INPUTS,) if subject.supply.given is not None else ())
         raise refusal(config, changes, error.__cause__ or error, notes) from error
     return config, module, buffers, graph
+
+
+def _refuse_wide_inputs(subject: Subject, changes: Mapping[str, Size]) -> None:
+    """Raise PlanError S301 where a field moves an axis of a parameter that an input of the model has, too:
+    who makes the input would have to make another, and the larger class does not take it as it is."""
+    store, inputs = subject.anatomy.store, subject.anatomy.captured.inputs
+    given = {
+        store.resolve(axis): f"{node}[{i}]"
+        for node in inputs
+        for value in subject.anatomy.values[node]
+        for i, axis in enumerate(value.axes if value is not None else ())
+    }
+    for name, target in changes.items():
+        moved = _moved_axes(subject, name) if isinstance(target, int) else ()
+        for label, axis in moved:
+            if axis in given:
+                raise fail(
+                    PlanError,
+                    "S301",
+                    f"config.{name} cannot grow to {target}: an input of the model is as wide, {given[axis]} "
+                    f"(size {store.size(axis)})",
+                    notes=(f"it is one dim with {label}",),
+                    help="what makes that input would have to grow with the model; if the class takes "
+                    "another in its stead, give that: --inputs FILE",
+                )
 
 
 def _taken_for_granted(branches: tuple[str, ...]) -> tuple[str, ...]:
@@ -240,23 +268,26 @@ def _refused_apart(subject: Subject, name: str, other: str) -> bool:
     return not alone and _probe(subject, name, other) is not None
 
 
-def _moved_dims(subject: Subject, name: str) -> frozenset[int]:
-    """The dims that move with a config field: those of the axes of parameters, and of buffers that a
-    checkpoint holds, that are one dim alone."""
-    shapes = _probe(subject, name)
-    if shapes is None:
-        return frozenset()
-    found = set()
-    captured = subject.anatomy.captured
+def _moved_axes(subject: Subject, name: str) -> list[tuple[str, Axis]]:
+    """The axes that move with a config field, in words and resolved: of parameters, and of buffers that a
+    checkpoint holds."""
+    shapes = _probe(subject, name) or {}
+    captured, found = subject.anatomy.captured, []
     for parameter in (*captured.parameters.values(), *captured.buffers.values()):
-        axes = subject.anatomy.parameter_axes(parameter)
-        after = shapes.get(parameter)
-        if after is None or len(after) != len(axes):
-            continue
-        for axis, size in zip(axes, after, strict=True):
-            if len(axis) == 1 and isinstance(axis[0], int) and size != subject.anatomy.store.size(axis):
-                found.add(axis[0])
-    return frozenset(found)
+        axes, after = subject.anatomy.parameter_axes(parameter), shapes.get(parameter, ())
+        if len(after) == len(axes):
+            found += [
+                (f"{parameter}[{i}]", axis)
+                for i, (axis, size) in enumerate(zip(axes, after, strict=True))
+                if size != subject.anatomy.store.size(axis)
+            ]
+    return found
+
+
+def _moved_dims(subject: Subject, name: str) -> frozenset[int]:
+    """The dims that move with a config field: those of axes that are one dim alone."""
+    moved = [axis for _, axis in _moved_axes(subject, name)]
+    return frozenset(axis[0] for axis in moved if len(axis) == 1 and isinstance(axis[0], int))
 
 
 def _fields_of_axis(subject: Subject, target: AxisDim) -> tuple[str, ...]:

@@ -303,6 +303,31 @@ def test_what_is_picked_by_a_mask_that_inputs_tell_is_picked_by_position() -> No
     torch.testing.assert_close(computed(captured, given), module(**values).double())
 
 
+class Unmasked(nn.Module):
+    """Rows of which a mask, which weights and inputs tell, would leave nothing are left whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        masked = self.key(x) < 0
+        masked[torch.where(masked.sum(-1) == masked.shape[-1])] = False
+        return self.key(x).masked_fill(masked, 7.0)
+
+
+def test_a_number_is_written_at_those_positions_alone_that_weights_tell() -> None:
+    torch.manual_seed(0)
+    module, x = Unmasked(), 3 * torch.randn(4, 16, 5)
+    masked = module.key(x) < 0
+    emptied = masked.all(-1)
+    assert emptied.any() and masked[~emptied].any()
+    captured = capture(Unmasked().to("meta"), (), {"x": x.to("meta")}, values={"x": x})
+    weights = dict(module.named_parameters())
+    given = {"x": x, **{p: weights[name].detach() for p, name in captured.parameters.items()}}
+    torch.testing.assert_close(computed(captured, given), module.double()(x.double()))
+
+
 def test_a_long_mask_is_asserted_by_where_it_is_true() -> None:
     class Sparse(nn.Module):
         def forward(self, x: Tensor, places: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import surgeon
 from surgeon import cli
-from surgeon.errors import ModelError
+from surgeon.errors import ModelError, PlanError
 from surgeon.models.supply import Supply
 from surgeon.verification.native import observe
 
@@ -91,15 +91,17 @@ def test_the_trace_and_stock_run_on_what_is_given(decider: Path) -> None:
 
 
 def test_what_is_as_wide_as_an_input_of_ones_own_does_not_grow(decider: Path) -> None:
-    """Where the larger class no longer takes the input, the message tells of it."""
+    """The larger class no longer takes the input, and the message says which it is and where it is read."""
     config = hf.LlamaConfig(
         vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
     )
     hf.LlamaForCausalLM(config).save_pretrained(decider / "embedded")
     given = {"inputs_embeds": torch.randn(1, 4, 16)}
-    with pytest.raises(ModelError, match="LlamaConfig refuses hidden_size = 32") as caught:
+    with pytest.raises(PlanError, match=r"an input of the model is as wide, inputs_embeds\[2\]") as caught:
         surgeon.plan(decider / "wider.surgery", decider / "embedded", example_inputs=given)
-    assert "note: its inputs are your own and keep their sizes" in str(caught.value)
+    assert caught.value.code == "S301"
+    assert "config.hidden_size cannot grow to 32" in str(caught.value)
+    assert "it is one dim with model.layers.0." in str(caught.value)
 
 
 def test_wrong_inputs_are_told(decider: Path) -> None:

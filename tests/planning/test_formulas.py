@@ -78,6 +78,16 @@ GROWS: dict[str, Case] = {
         {"inward": (6, 5), "out": (2, 6)},
         "inward 0 by 2",
     ),
+    "rows laid in one order joined with rows laid in another": (
+        lambda m, x: (
+            F.linear(
+                torch.tanh(torch.stack([m.rows.repeat(4, 1), m.rows.repeat_interleave(4, 0)], 1)), m.out
+            ).sum((0, 1))
+            + hidden(m, x)
+        ),
+        {"inward": (2, 5), "rows": (3, 6), "out": (2, 6)},
+        "rows 1 by 2",
+    ),
     "a merged axis of which one part is shared out": (
         lambda m, x: (
             F.linear(torch.tanh(F.linear(torch.tanh(hidden(m, x)), m.w)), m.out)[:, 0]
