@@ -206,10 +206,18 @@ def _json_to(file: Path | None) -> Iterator[None]:
 def _write_json(file: Path | None, content: dict[str, Any]) -> None:
     if file is None or not is_first():
         return
+    stood = file.exists()
     try:
         file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     except OSError as error:
-        raise fail(CheckpointError, "S412", f"cannot write {file}: {error.strerror}") from error
+        if not stood:
+            with suppress(OSError):
+                file.unlink()
+        raise _unwritable(file, error) from error
+
+
+def _unwritable(file: Path, error: OSError) -> CheckpointError:
+    return fail(CheckpointError, "S412", f"cannot write {file}: {error.strerror}")
 
 
 @app.command()
@@ -329,7 +337,10 @@ def fmt(
         elif check:
             typer.echo(f"would lay out {file}")
         else:
-            file.write_text(laid, encoding="utf-8")
+            try:
+                file.write_text(laid, encoding="utf-8")
+            except OSError as error:
+                raise _unwritable(file, error) from error
             typer.echo(f"laid out {file}")
     if changed and (check or diff):
         raise typer.Exit(1)

@@ -281,8 +281,8 @@ def axis_targets(recipe: Recipe, anatomy: Anatomy) -> dict[int, Index]:
                     raise fail(
                         PlanError,
                         "S314",
-                        f"{name} axis {target.axis} is of a dim that is asked to grow to {len(dims[dim])} and "
-                        f"to {len(grown)}",
+                        f"{name} axis {target.axis} is of a dim that is asked to grow to {len(dims[dim])} "
+                        f"and to {len(grown)}",
                         span=grow.span,
                         help="surgeon dims MODEL shows which axes are one dim",
                     )
