@@ -352,7 +352,7 @@ def test_a_full_disk_is_told_and_of_the_json_nothing_is_left(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     file = tmp_path / "wide.surgery"
-    file.write_text("recipe wide() { grow ffn by 2 }\n")
+    file.write_text("recipe wide() {\n  grow ffn by 2\n}\n")
     monkeypatch.setattr(Path, "write_text", full)
     assert run(monkeypatch, "fmt", file) == 2
     assert "wide.surgery: No space left on device" in capsys.readouterr().err
