@@ -76,6 +76,7 @@ InputsFile = Annotated[
     Path | None,
     typer.Option("--inputs", help="A safetensors file to run a transformers model on: tensors by name."),
 ]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's code.")]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Also write the result here, as JSON; or the errors.")
 ]
@@ -145,9 +146,7 @@ def apply(
     ] = False,
     shard_size: Annotated[str, typer.Option(help="Of the files written, at most.")] = "5GB",
     verify: Annotated[str, typer.Option(help="full; sample: some layers; none: the plan alone.")] = "full",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model's code.")
-    ] = False,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Grow MODEL by RECIPE, write it to DIR, and prove that it computes the same function."""
     options = {
@@ -206,10 +205,18 @@ def _json_to(file: Path | None) -> Iterator[None]:
 def _write_json(file: Path | None, content: dict[str, Any]) -> None:
     if file is None or not is_first():
         return
+    stood = file.exists()
     try:
         file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     except OSError as error:
-        raise fail(CheckpointError, "S412", f"cannot write {file}: {error.strerror}") from error
+        if not stood:
+            with suppress(OSError):
+                file.unlink()
+        raise _unwritable(file, error) from error
+
+
+def _unwritable(file: Path, error: OSError) -> CheckpointError:
+    return fail(CheckpointError, "S412", f"cannot write {file}: {error.strerror}")
 
 
 @app.command()
@@ -222,6 +229,7 @@ def plan(
     ] = None,
     inputs: InputsFile = None,
     json_file: JsonFile = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Show what RECIPE would change in MODEL, and what that takes. Reads no weights."""
     settings, console = _settings(set_), _console()
@@ -229,20 +237,27 @@ def plan(
         from surgeon import operations, rendering
 
         _quiet_libraries()
-        planned, forecast = operations.plan_with_forecast(recipe, model, out, inputs, settings, stage)
+        planned, forecast = operations.plan_with_forecast(
+            recipe, model, out, inputs, settings, stage, trust_remote_code=trust_remote_code
+        )
     rendering.show_planned(console, planned, forecast)
     _write_json(json_file, planned.as_dict() | {"forecast": forecast.as_dict() if forecast else None})
 
 
 @app.command()
-def dims(model: ModelArg, inputs: InputsFile = None, json_file: JsonFile = None) -> None:
+def dims(
+    model: ModelArg,
+    inputs: InputsFile = None,
+    json_file: JsonFile = None,
+    trust_remote_code: Trust = False,
+) -> None:
     """Show the anatomy of MODEL: each dim, what it ties, and whether it can grow or why not."""
     console = _console()
     with _json_to(json_file), _stages(console) as stage:
         from surgeon import operations, rendering
 
         _quiet_libraries()
-        anatomy = operations.dims(model, inputs, stage)
+        anatomy = operations.dims(model, inputs, stage, trust_remote_code=trust_remote_code)
     rows = rendering.dim_rows(anatomy)
     rendering.show_dims(console, rows)
     _write_json(json_file, {"dims": [vars(row) for row in rows]})
@@ -255,6 +270,7 @@ def verify(
     device: Device = "auto",
     inputs: InputsFile = None,
     json_file: JsonFile = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Prove, or disprove, that TARGET computes the function of SOURCE."""
     console = _console()
@@ -262,7 +278,14 @@ def verify(
         from surgeon import operations, rendering
 
         _quiet_libraries()
-        report = operations.verify(source, target, example_inputs=inputs, device=device, stage=stage)
+        report = operations.verify(
+            source,
+            target,
+            example_inputs=inputs,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            stage=stage,
+        )
     rendering.show_report(console, report)
     _write_json(json_file, report.as_dict())
     if not report.preserved:
@@ -329,7 +352,10 @@ def fmt(
         elif check:
             typer.echo(f"would lay out {file}")
         else:
-            file.write_text(laid, encoding="utf-8")
+            try:
+                file.write_text(laid, encoding="utf-8")
+            except OSError as error:
+                raise _unwritable(file, error) from error
             typer.echo(f"laid out {file}")
     if changed and (check or diff):
         raise typer.Exit(1)
@@ -339,6 +365,7 @@ def fmt(
 def explain(
     what: Annotated[str, typer.Argument(metavar="CODE|MODEL", help="A code such as S310, or a model.")],
     axis: Annotated[str | None, typer.Argument(help='A parameter\'s axis: "layers.0.fc.weight[0]".')] = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """A diagnostic at length; or the chain of ops that ties a parameter's axis to its dim."""
     if axis is None:
@@ -363,7 +390,7 @@ def explain(
         from surgeon import operations, rendering
 
         _quiet_libraries()
-        anatomy = operations.dims(what, stage=stage)
+        anatomy = operations.dims(what, stage=stage, trust_remote_code=trust_remote_code)
     rendering.show_axis(console, anatomy, axis)
 
 

@@ -97,9 +97,15 @@ def _read(recipe: str | Path, settings: Mapping[str, str] | None) -> tuple[Progr
     return program, program.recipes[0]
 
 
-def dims(model: Any, example_inputs: Inputs | None = None, stage: Stage = quiet) -> Anatomy:
+def dims(
+    model: Any,
+    example_inputs: Inputs | None = None,
+    stage: Stage = quiet,
+    *,
+    trust_remote_code: bool = False,
+) -> Anatomy:
     """The anatomy of a model: its dims, the axes they tie, and what pins them. Reads no weights."""
-    return examine(_source(model, example_inputs), None, stage).anatomy
+    return examine(_source(model, example_inputs, trust_remote_code), None, stage).anatomy
 
 
 def plan(
@@ -108,9 +114,14 @@ def plan(
     example_inputs: Inputs | None = None,
     settings: Mapping[str, str] | None = None,
     stage: Stage = quiet,
+    *,
+    trust_remote_code: bool = False,
 ) -> Plan:
     """What `recipe` would change in `model`. Reads no weights. Raises SurgeonError."""
-    return plan_with_forecast(recipe, model, None, example_inputs, settings, stage)[0]
+    trust = trust_remote_code
+    return plan_with_forecast(recipe, model, None, example_inputs, settings, stage, trust_remote_code=trust)[
+        0
+    ]
 
 
 def plan_with_forecast(
@@ -120,12 +131,14 @@ def plan_with_forecast(
     example_inputs: Inputs | None = None,
     settings: Mapping[str, str] | None = None,
     stage: Stage = quiet,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[Plan, Forecast | None]:
     """The plan, and for a transformers model what applying it will take: of the headers of its weights, or,
     where only a config is there, as if all were of the dtype that it names. With `out` the disk there is
     looked at, and a small file written to it and removed."""
     program, chosen = _read(recipe, settings)
-    source = _source(model, example_inputs)
+    source = _source(model, example_inputs, trust_remote_code)
     subject = examine(source, program, stage)
     surgery = plan_surgery(subject, chosen, program, stage)
     if not isinstance(source, TransformersSource):
@@ -282,6 +295,7 @@ def verify(
     *,
     example_inputs: Inputs | None = None,
     device: str = "auto",
+    trust_remote_code: bool = False,
     stage: Stage = quiet,
 ) -> Report:
     """Whether `target` computes the function of `source`: two transformers folders.
@@ -292,13 +306,13 @@ def verify(
     ``report.preserved``.
     """
     where = device_of(device)
-    small, large = (_source(str(given), example_inputs) for given in (source, target))
+    small, large = (_source(str(given), example_inputs, trust_remote_code) for given in (source, target))
     for given in (small, large):
         if not isinstance(given, TransformersSource) or given.folder is None:
             raise fail(ModelError, "S209", f"{given.name}: verify wants two model folders with weights")
     assert isinstance(small, TransformersSource) and isinstance(large, TransformersSource)
     assert small.folder is not None and large.folder is not None
-    if small.model_class is not large.model_class:
+    if small.model_class is not large.model_class and not (small.brings_code and large.brings_code):
         raise fail(
             PlanError,
             "S320",

@@ -128,11 +128,10 @@ def show_forecast(console: Console, forecast: Forecast) -> None:
     )
     if forecast.room is not None and forecast.seconds is not None:
         free, rate = decimal(forecast.room.free), decimal(int(forecast.room.rate))
-        console.print(
-            f"{forecast.room.place} has {free} free; at its {rate}/s writing takes about "
-            f"{_span(forecast.seconds)}, before the proof.",
-            soft_wrap=True,
-        )
+        takes = f"; at its {rate}/s writing takes about {_span(forecast.seconds)}, before the proof."
+        enough = forecast.room.free >= forecast.bytes_out
+        said = takes if enough else f", which is too little: {decimal(forecast.bytes_out)} are to be written."
+        console.print(f"{forecast.room.place} has {free} free{said}", soft_wrap=True)
     console.print()
 
 

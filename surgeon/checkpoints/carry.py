@@ -28,17 +28,17 @@ MAX_SIDE_FILE = 64 * 1024 * 1024
 MAX_SIDE_FILES = 512 * 1024 * 1024  # all together
 
 
-def carry_files(source: Path, folder: Path) -> list[str]:
+def carry_files(source: Path, folder: Path, code: bool = False) -> list[str]:
     """Copy every side file of a model folder, and return their names.
 
-    Weights, pickles and code stay behind, and so do hidden files, models in subfolders (a trainer's
-    checkpoints), and what is too large to be a side file. Raises CheckpointError S413 when a file
-    cannot be read.
+    Weights and pickles stay behind, Python code unless `code` (the class is made of it), and so do hidden
+    files, models in subfolders (a trainer's checkpoints), and what is too large to be a side file. Raises
+    CheckpointError S413 when a file cannot be read.
     """
     carried: list[str] = []
     room = MAX_SIDE_FILES
     try:
-        for file in _side_files(source):
+        for file in _side_files(source, code):
             size = file.stat().st_size
             if size > min(room, MAX_SIDE_FILE):
                 continue
@@ -103,13 +103,14 @@ def say_grown_sizes(
     return said
 
 
-def _side_files(source: Path) -> Iterator[Path]:
+def _side_files(source: Path, code: bool) -> Iterator[Path]:
     for place, folders, files in os.walk(source, onerror=_raise):
         here = Path(place)
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not _holds_weights(here / f))
         for name in sorted(files):
             file = here / name
             left = file.suffix.lower() in LEFT_SUFFIXES or name.endswith(".index.json")
+            left &= not (code and file.suffix == ".py")
             written = here == source and name in WRITTEN
             if not (left or written or name.startswith(".")) and file.is_file():
                 yield file

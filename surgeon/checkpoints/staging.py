@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from surgeon.checkpoints.journal import Journal
 from surgeon.errors import CheckpointError, fail
 from surgeon.running.stops import Deferral
@@ -133,7 +135,7 @@ def _refuse_too_large(parent: Path, needed: int) -> None:
         raise fail(
             CheckpointError,
             "S411",
-            f"the grown model needs {needed / 1e9:.1f} GB; {parent} has {free / 1e9:.1f} GB free",
+            f"the grown model needs {decimal(needed)}; {parent} has {decimal(free)} free",
         )
 
 

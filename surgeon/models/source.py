@@ -18,6 +18,8 @@ from surgeon.checkpoints.reading import is_file, no_duplicates
 from surgeon.errors import ModelError, fail
 from surgeon.models.native import reason
 
+HF_MODULES = "transformers_modules"  # where transformers puts the code that a model brings
+
 
 @dataclass(frozen=True)
 class TransformersSource:
@@ -33,6 +35,11 @@ class TransformersSource:
     @property
     def model_type(self) -> str:
         return str(self.config.model_type)
+
+    @property
+    def brings_code(self) -> bool:
+        """Whether its class is made of Python code in its own folder."""
+        return self.model_class.__module__.partition(".")[0] == HF_MODULES
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def open_source(model: str, trust_remote_code: bool = False) -> Source:
     if ":" in model:
         return _factory(model)
     if model.count("/") == 1 and not model.startswith((".", "/")):
-        return _folder(_download(model), model, trust_remote_code)
+        return _folder(_download(model, trust_remote_code), model, trust_remote_code)
     raise fail(
         ModelError,
         "S201",
@@ -239,10 +246,11 @@ def _model_class(architecture: str | None, config: Any, name: str) -> Any:
     raise fail(ModelError, "S205", f"{name}: no class for the model type {config.model_type}")
 
 
-def _download(model: str) -> Path:
+def _download(model: str, code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]
+    patterns += ["*.py"] if code else []
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except Exception as error:

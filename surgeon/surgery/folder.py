@@ -145,7 +145,7 @@ def _finish(
             write_metadata(folder, shards, saved, Journal(folder))
         else:
             write_index(folder, shards)
-        carried = carry_files(source.folder, folder)
+        carried = carry_files(source.folder, folder, source.brings_code)
         said = say_grown_sizes(folder, carried, surgery.file_fields, plan.config_changes)
         _write_config(source, plan, folder, delivery.dtype)
         report = _proved(surgery, stored, grown, delivery, source.folder, folder, stage)

@@ -43,6 +43,7 @@ from surgeon.planning.plan import Plan, plan_growth
 FEW = 3  # things named before a list is cut short
 LONG = 120  # characters, of what the model finds
 OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetensors file with tensors by name"
+GIVEN_INPUTS = "its inputs are your own: are their dtypes, shapes and numbers what its forward pass takes?"
 KEPT_INPUTS = "its inputs are your own and keep their sizes: what is as wide as one of them cannot grow"
 Stage = Callable[[str], None]
 
@@ -124,9 +125,10 @@ def _first_captured(
             with contextlib.suppress(ModelError):  # the first says more
                 return _captured(module, module, known, words, buffers), words, error.diagnostics[0].message
         first, *others = error.diagnostics
-        if given is not None or error.code != "S210":
+        if error.code != "S210":
             raise
-        raise ModelError(replace(first, notes=(*first.notes, OWN_INPUTS)), *others) from error
+        note = OWN_INPUTS if given is None else GIVEN_INPUTS
+        raise ModelError(replace(first, notes=(*first.notes, note)), *others) from error
 
 
 def _captured(

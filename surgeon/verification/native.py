@@ -161,7 +161,7 @@ def told_of_stock(folder: Path) -> Iterator[None]:
             ModelError,
             "S222",
             f"stock transformers cannot load and run {folder}: {name}: {said}",
-            help="are all its files sound, generation_config.json too?",
+            help="are all its files sound, generation_config.json too, and --inputs, if given, fit for it?",
         ) from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 from torch import nn
 from transformers import (
@@ -26,6 +27,7 @@ from surgeon import cli
 from surgeon.errors import CheckpointError
 from surgeon.operations import plan_with_forecast
 from surgeon.planning.plan import Plan
+from surgeon.rendering import show_forecast
 from surgeon.surgery.forecast import SUNDRIES, Forecast, Room, room_at
 
 SIZES = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_attention_heads=2, num_hidden_layers=2)
@@ -145,6 +147,14 @@ def test_plan_says_it_in_words_and_in_json(
     said = json.loads(file.read_text())["forecast"]
     assert said["bytes_in"] == weights(source) and said["room"]["place"] == str(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["plan.json"]
+
+
+def test_too_little_room_is_said_before_it_is_met(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(width=200)
+    show_forecast(console, Forecast(10, 2_000_000, 1, 0, Room(Path("disk"), free=1_500_000, rate=1e9)))
+    assert "disk has 1.5 MB free, which is too little: 2.0 MB are to be written." in capsys.readouterr().out
+    show_forecast(console, Forecast(10, 2_000_000, 1, 0, Room(Path("disk"), free=2_000_000, rate=1e9)))
+    assert "too little" not in capsys.readouterr().out
 
 
 def test_a_place_that_cannot_be_written_is_refused(source: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -340,6 +341,25 @@ def test_the_place_for_json_is_looked_at_before_the_work(
 ) -> None:
     assert run(monkeypatch, "apply", "grow", model, "--out", tmp_path / "grown", "--json", tmp_path) == 2
     assert "it is a folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_and_of_the_json_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def full(self: Path, text: str, **_: object) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = tmp_path / "wide.surgery"
+    file.write_text("recipe wide() {\n  grow ffn by 2\n}\n")
+    monkeypatch.setattr(Path, "write_text", full)
+    assert run(monkeypatch, "fmt", file) == 2
+    assert "wide.surgery: No space left on device" in capsys.readouterr().err
+    file.unlink()
+    words = ["plan", "grow", model / "config.json", "--json", tmp_path / "plan.json"]
+    assert run(monkeypatch, *words) == 2
+    assert "plan.json: No space left on device" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

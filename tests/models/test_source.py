@@ -11,7 +11,9 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import surgeon
 from surgeon.errors import ModelError
 from surgeon.models.source import ModuleSource, TransformersSource, from_factory_value, open_source
 
@@ -123,6 +125,32 @@ class OwnModel(LlamaForCausalLM):
     refused(spec, "S205", "its own code gave no model class", trust=True)
 
 
+def test_a_model_of_its_own_code_grows_into_a_folder_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).eval()
+    model.save_pretrained(tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    own = {"auto_map": OWN_CODE, "model_type": "own", "architectures": ["OwnModel"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    (tmp_path / "m" / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    source, out = tmp_path / "m", tmp_path / "grown"
+    result = surgeon.apply("grow", source, out, device="cpu", trust_remote_code=True)
+    assert result.report.preserved and not any("own.py" in note for note in result.notes)
+    grown = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True).eval()
+    ids = torch.arange(3, 12)[None]
+    torch.testing.assert_close(grown(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-6)
+    assert surgeon.verify(source, out, device="cpu", trust_remote_code=True).preserved
+    plan = surgeon.plan("grow", source, trust_remote_code=True)
+    assert plan.config_changes["hidden_size"] == (16, 32)
+
+
 def refused(spec: str, code: str, *texts: str, trust: bool = False) -> None:
     with pytest.raises(ModelError) as caught:
         open_source(spec, trust)
@@ -225,6 +253,8 @@ def test_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patterns = asked[0]["allow_patterns"]
     assert isinstance(patterns, list)
     assert not {"*.bin", "*.pt", "*.py", "*"} & set(patterns)
+    open_source("owner/name", trust_remote_code=True)
+    assert asked[1]["allow_patterns"] == [*patterns, "*.py"]
 
 
 def test_a_factory_in_the_current_folder() -> None:

@@ -124,3 +124,11 @@ def test_wrong_inputs_are_told(decider: Path) -> None:
         with pytest.raises(ModelError) as caught:
             surgeon.plan(recipe, source, example_inputs=given)
         assert caught.value.code == "S224" and text in str(caught.value)
+
+
+def test_inputs_that_the_class_cannot_take_are_doubted(decider: Path) -> None:
+    given = {**trajectory(), "timesteps": trajectory()["timesteps"].float()}
+    with pytest.raises(ModelError) as caught:
+        surgeon.plan(decider / "wider.surgery", decider / "source", example_inputs=given)
+    assert caught.value.code == "S210"
+    assert "note: its inputs are your own: are their dtypes, shapes and numbers" in str(caught.value)
