@@ -177,12 +177,21 @@ def _fitting(module: nn.Module, names: Sequence[str], ways: Sequence[Way]) -> in
 
 
 def blind_to(module: nn.Module) -> str:
-    """Why a model that reads pictures beside words is given words alone; empty for any other."""
+    """What a model reads beside words and is not given, and why; empty where there is nothing of the kind."""
     reads, given = inspect.signature(module.forward).parameters, real_inputs(module, 0)
-    if "input_ids" not in given or "pixel_values" not in reads or "pixel_values" in given:
+    if "input_ids" not in given:
         return ""
-    why = _among_words(module, given, torch.Generator().manual_seed(0))
-    return f"{type(module).__name__} {why}" if isinstance(why, str) else ""
+    unseen = []
+    for kind, names in BESIDE_WORDS.items():
+        read = [name for name in names if name in reads]
+        if not read or given.keys() & set(names):
+            continue
+        why: Any = f"reads them as {read[0]}, which surgeon makes up for no model of words"
+        if read[0] == "pixel_values":
+            why = _among_words(module, given, torch.Generator().manual_seed(0))
+        if isinstance(why, str):
+            unseen.append(f"{kind}: {type(module).__name__} {why}")
+    return "; ".join(unseen)
 
 
 def pictured(module: nn.Module) -> bool:
@@ -354,6 +363,9 @@ SHAPES: Mapping[str, Callable[[Any], list[tuple[int, ...]]]] = {
     "input_features": _spectrogram,
 }
 """By the name of an input that is made of random numbers: the shapes one example may have."""
+
+BESIDE_WORDS = {"pictures": ("pixel_values", FLAT), "sounds": ("input_values", "input_features")}
+"""What a model of words may read besides, and by which names."""
 
 MADE = ("input_ids", *SHAPES, FLAT)
 """What a model may look at, as far as it can be made up."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -57,9 +57,8 @@ class Subject:
     """A source model and its anatomy.
 
     `module` is on meta for a transformers model; `buffers` holds the real values of its buffers. `supply`
-    is what it is traced and proved on: words alone, of a model that reads pictures among them, where `unseen`
-    says why. `apart` are the
-    parameters that the class ties and the checkpoint does not.
+    is what it is traced and proved on; `unseen` says what else it reads beside words (pictures, sounds), and
+    why it is not given that. `apart` are the parameters that the class ties and the checkpoint does not.
     """
 
     source: Source
@@ -123,7 +122,8 @@ def _first_captured(
     except ModelError as error:
         if given is None and pictured(module):
             with contextlib.suppress(ModelError):  # the first says more
-                return _captured(module, module, known, words, buffers), words, error.diagnostics[0].message
+                captured = _captured(module, module, known, words, buffers)
+                return captured, words, f"pictures: {error.diagnostics[0].message}"
         first, *others = error.diagnostics
         if error.code != "S210":
             raise
@@ -174,7 +174,7 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
         *request.notes,
         *(f"config.{name} speaks of the same dim and grows along" for name in extra),
         *_taken_for_granted(anatomy.captured.branches),
-        *([f"proved for words alone, without pictures: {subject.unseen}"] if subject.unseen else []),
+        *([f"proved without {subject.unseen}"] if subject.unseen else []),
     )
     stage("tracing the grown class")
     try:
@@ -192,7 +192,8 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
             raise refused from None
         notes += tuple(f"config.{name} follows from other fields, and follows them" for name in follows)
     stage("planning")
-    native = compare(anatomy, grown, subject.buffers, grown_buffers)
+    with _told_of_ones({name: read(name) for name in changes}):
+        native = compare(anatomy, grown, subject.buffers, grown_buffers)
     before = {name: (read(name), value) for name, value in changes.items()}
     plan = plan_growth(anatomy, recipe, native, grown, before, notes)
     files = file_fields(source.model_type, families)
@@ -239,6 +240,22 @@ def _refuse_wide_inputs(subject: Subject, changes: Mapping[str, Size]) -> None:
                     help="what makes that input would have to grow with the model; if the class takes "
                     "another in its stead, give that: --inputs FILE",
                 )
+
+
+@contextlib.contextmanager
+def _told_of_ones(before: Mapping[str, Any]) -> Iterator[None]:
+    """Tells, where the grown class's sizes do not fit, which fields were one: such an axis is like one that
+    repeats, and what was inferred of it holds for no other size."""
+    try:
+        yield
+    except PlanError as error:
+        first, *others = error.diagnostics
+        notes = tuple(
+            f"config.{name} is 1 in the source, and an axis of size one may not grow"
+            for name, value in before.items()
+            if value == 1
+        )
+        raise PlanError(replace(first, notes=(*first.notes, *notes)), *others) from error
 
 
 def _taken_for_granted(branches: tuple[str, ...]) -> tuple[str, ...]:

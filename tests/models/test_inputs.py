@@ -4,6 +4,7 @@ inputs, is the judge."""
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import pytest
@@ -268,11 +269,26 @@ def test_a_class_that_does_not_say_where_pictures_stand_is_told_of() -> None:
     module, _ = build_meta(*tiny("LlavaForConditionalGeneration")[::-1])
     assert blind_to(module) == "" and pictured(module)
     module.config.image_token_id = None
-    said = f"{type(module).__name__} names no id in its config in whose place pictures stand (image_token_id)"
+    said = f"pictures: {type(module).__name__} names no id in its config in whose place pictures stand "
+    said += "(image_token_id)"
     assert blind_to(module) == said and not pictured(module)
     assert _first_captured(module, KNOWN)[2] == said
     plain, _ = build_meta(*tiny("LlamaForCausalLM")[::-1])
     assert blind_to(plain) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Kosmos2_5ForConditionalGeneration", "pictures: .* reads them as flattened_patches"),
+        ("Qwen2AudioForConditionalGeneration", "sounds: .* reads them as input_features"),
+        ("Qwen3OmniMoeThinkerForConditionalGeneration", "sounds: .* reads them as input_features"),
+    ],
+)
+def test_what_is_read_beside_words_and_not_given_is_told_of(name: str, said: str) -> None:
+    module, _ = build_meta(*tiny(name)[::-1])
+    assert re.fullmatch(f"{said}, which surgeon makes up for no model of words", blind_to(module))
+    assert not {"flattened_patches", "input_features"} & real_inputs(module, 0).keys()
 
 
 TABLES = {  # by the class: what it calls the table, and the axis that holds a patch or a square of them
