@@ -278,6 +278,6 @@ RECIPES: dict[str, tuple[bytes, str, str]] = {
     "a huge pattern": (recipe('grow ffn by 2 at "{0..999999999}"'), "S136", "the pattern has no numbers"),
     "deep patterns": (recipe('grow ffn by 2 at "' + "{a,b}" * 40 + '"'), "S136", "more than 4096 patterns"),
     "loud noise": (recipe("grow ffn by 2\n    noise linear at -99999 dB"), "S119", "-99999 dB is"),
-    "an axis of nothing": (recipe('grow axis("nope", 0) by 2'), "S311", 'has the axis axis("nope", 0)'),
+    "an axis of nothing": (recipe('grow axis("nope", 0) by 2'), "S311", "no parameter is named nope"),
     "no size": (recipe("grow config.eos_token_id by 2"), "S311", "has no size eos_token_id"),
 }
