@@ -228,11 +228,15 @@ def _unproved(anatomy: Anatomy, transforms: Mapping[str, Transform]) -> tuple[st
 def _warnings(maps: Maps, transforms: Mapping[str, Transform], recipe: Recipe) -> tuple[str, ...]:
     noisy = any(t.noise is not None for t in transforms.values())
     uneven = any(
-        a.spread is not None and a.spread.name == "uneven" for t in transforms.values() for a in t.axes
+        a.spread is not None
+        and a.spread.name == "uneven"
+        and len(set(a.spread.weights)) == len(a.spread.weights) > a.numbers.max(initial=0)
+        for t in transforms.values()
+        for a in t.axes
     )
     if not maps.dims or noisy or uneven:
         return ()
     return (
         "exact clones receive identical gradients and never separate in training: "
-        "add noise or an uneven spread",
+        "add noise or an uneven spread with another weight for each copy",
     )

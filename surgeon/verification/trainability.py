@@ -10,12 +10,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.axes.maps import NEW, Index, copies_of
+from surgeon.axes.maps import NEW, Index, copies_of, copy_number
 from surgeon.axes.store import Axis
 from surgeon.graph.calls import Call
 from surgeon.graph.inference import is_float
@@ -150,14 +151,23 @@ def _takes_part(value: Tensor, dim: int, index: Index) -> bool:
 
 
 def _apart(gradient: Tensor, dim: int, index: Index, size: int) -> float:
-    """``‖g - mean of g over copies‖ / ‖g‖`` along one axis."""
+    """``‖g - mean of g over copies‖ / ‖g‖`` along one axis, of the two copies that are least apart: others
+    that are far apart are no help to two that are one."""
     kept = np.flatnonzero(index != NEW)
-    rows = gradient.index_select(dim, torch.from_numpy(kept).to(gradient.device))
-    source = torch.from_numpy(index[kept]).to(gradient.device)
-    shape = list(rows.shape)
-    shape[dim] = size
-    counts = torch.from_numpy(np.maximum(copies_of(index, size), 1)).to(rows)
-    counts = counts.reshape([-1 if i == dim else 1 for i in range(rows.ndim)])
-    means = torch.zeros(shape, dtype=rows.dtype, device=rows.device).index_add_(dim, source, rows) / counts
-    norm = float(rows.norm())
-    return float((rows - means.index_select(dim, source)).norm()) / norm if norm else 0.0
+    numbers = copy_number(index, size)[kept]
+    places = np.full((int(numbers.max(initial=0)) + 1, size), -1)
+    places[numbers, index[kept]] = kept
+    return min(
+        (_pair_apart(gradient, dim, one, other) for one, other in combinations(places, 2)), default=0.0
+    )
+
+
+def _pair_apart(gradient: Tensor, dim: int, one: Index, other: Index) -> float:
+    """The same of two copies, each the place of every source channel, or -1."""
+    both = (one >= 0) & (other >= 0)
+    first, second = (
+        gradient.index_select(dim, torch.from_numpy(places[both]).to(gradient.device))
+        for places in (one, other)
+    )
+    norm = float(torch.stack([first, second]).norm())
+    return float((first - second).norm()) / 2**0.5 / norm if norm else 0.0

@@ -368,3 +368,24 @@ def test_one_dim_asked_to_grow_to_two_sizes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"1\.weight axis 1 .* grow to 8 and to 12") as caught:
         surgeon.plan(file, module, example_inputs=(torch.ones(2, 3),))
     assert caught.value.code == "S314"
+
+
+@pytest.mark.parametrize(("shares", "apart"), [("1, 2", False), ("1, 2, 4", True)])
+def test_of_three_copies_two_that_share_alike_are_not_passed_over(
+    shares: str, apart: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "wide.surgery"
+    file.write_text(
+        f'recipe wide() {{\n    grow axis("0.weight", 0) by 3\n    spread linear with uneven({shares})\n}}\n'
+    )
+    module, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(5, 3)
+    result = surgeon.apply(file, module, example_inputs=(x,), device="cpu")
+    found = result.report.trainability
+    assert found is not None and (found.copies[0].asymmetry > 0.1) == apart
+    assert any("never separate" in note for note in result.plan.notes) != apart
+    assert result.model is not None
+    result.model(x).square().sum().backward()
+    gradients = [p.grad for p in result.model.parameters() if p.shape == (12, 3)]
+    assert gradients[0] is not None
+    first, _, last = gradients[0].unflatten(0, (3, 4))
+    assert torch.allclose(first, last, rtol=1e-5) != apart
