@@ -97,8 +97,9 @@ class Captured:
         """The outputs of real numbers, each once, by the path to it; without any, the first."""
         found: dict[fx.Node, str] = {}
         for path, node in self.outputs:
-            found.setdefault(node, path)
-        real = {path: n for n, path in found.items() if n.meta["val"].dtype.is_floating_point}
+            if isinstance(node.meta["val"], Tensor):
+                found.setdefault(node, path)
+        real = {path: n for n, path in found.items() if n.meta["val"].is_floating_point()}
         return real or {path: n for n, path in list(found.items())[:1]}
 
     @property

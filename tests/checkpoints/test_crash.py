@@ -129,7 +129,7 @@ def test_a_disk_too_small_is_known_before_writing(
     (small_disk / "full").write_bytes(b"x" * 240 * 1024)
     code, error = apply(source, small_disk / "out", monkeypatch, capsys)
     assert code == 2
-    assert error.startswith("error[S411]: the grown model needs ") and "GB free" in error
+    assert error.startswith("error[S411]: the grown model needs ") and "kB free" in error
     assert os.listdir(small_disk) == ["full"]
 
 

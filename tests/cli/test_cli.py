@@ -216,6 +216,7 @@ def test_names_are_whole_in_a_file_and_in_a_narrow_terminal(
     import surgeon
     from surgeon.rendering import dim_rows, show_dims
 
+    monkeypatch.delenv("COLUMNS", raising=False)  # which says how wide whatever is
     assert run(monkeypatch, "dims", model / "config.json") == 0
     shown = capsys.readouterr().out
     assert "model.embed_tokens.weight[1], model.layers.*.self_attn.q_proj.weight[1] and" in shown
