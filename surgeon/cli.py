@@ -1,14 +1,10 @@
-"""The command line. Parses, calls, renders; every error ends here as one message and an exit code."""
+"""The command line: its commands parse, call and render."""
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,19 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from surgeon.errors import (
-    EXIT_INTERNAL,
     EXIT_NOT_PRESERVED,
     EXIT_USER,
-    CheckpointError,
-    NotPreserved,
-    SurgeonError,
-    fail,
 )
-from surgeon.running.ranks import ToldElsewhere, is_first
 from surgeon.running.stops import Unwinding
+from surgeon.shell import (
+    json_to,
+    open_console,
+    quiet_libraries,
+    stages,
+    tell,
+    telling_of,
+    unwritable,
+    write_json,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 app = typer.Typer(
     name="surgeon",
@@ -41,8 +41,6 @@ app = typer.Typer(
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 FEWER_COLLECTIONS = (100_000, 50, 100)  # modules and graphs are many objects that stay: 1 s less of 15
-FILE_WIDTH = 1000  # columns of a file or pipe; no table is wider than what it holds
-USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer takes it from
 
 
 def _show_version(wanted: bool) -> None:
@@ -94,42 +92,6 @@ def _settings(given: list[str] | None) -> dict[str, str]:
     return settings
 
 
-def _console() -> Console:
-    """Of a terminal's width, or, in a file or pipe, as wide as a line is long: there names stay whole."""
-    from rich.console import Console
-
-    class Output(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # rich's own leaves with the code that says `not preserved`
-
-    console = Output(highlight=False, quiet=not is_first())
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = FILE_WIDTH
-    return console
-
-
-def _quiet_libraries() -> None:
-    """Keep other libraries' bars and warnings out of the report."""
-    import warnings
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-@contextmanager
-def _stages(console: Console) -> Iterator[Any]:
-    """A spinner that names the stage at hand; silent when not on a terminal."""
-    if not console.is_terminal:
-        yield lambda text: None
-        return
-    with console.status("reading") as status:
-        yield lambda text: status.update(text)
-
-
 @app.command()
 def apply(
     recipe: RecipeArg,
@@ -164,12 +126,12 @@ def apply(
 
 
 def _run_apply(recipe: str, model: str, out: Path, json_file: Path | None, options: dict[str, Any]) -> None:
-    console = _console()
-    with _stages(console):
+    console = open_console()
+    with stages(console):
         from surgeon import operations, rendering
 
-        _quiet_libraries()
-    with _json_to(json_file), _telling_of(out, bool(options.get("resume"))):
+        quiet_libraries()
+    with json_to(json_file), telling_of(out, bool(options.get("resume"))):
         with rendering.Progress(console) as progress:
             result = operations.apply(
                 recipe,
@@ -184,39 +146,7 @@ def _run_apply(recipe: str, model: str, out: Path, json_file: Path | None, optio
         for note in result.notes:
             console.print(f"note: {note}", soft_wrap=True)
         console.print(f"Grown: {out}", soft_wrap=True)
-        _write_json(json_file, {"plan": result.plan.as_dict(), "proof": result.report.as_dict()})
-
-
-@contextmanager
-def _json_to(file: Path | None) -> Iterator[None]:
-    """Refuse a place for the JSON that cannot be written before the work is done, and put errors there.
-    Raises CheckpointError S412."""
-    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-        why = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
-        raise fail(CheckpointError, "S412", f"cannot write {file}: {why}", help="name a file for --json")
-    try:
-        yield
-    except SurgeonError as error:
-        with suppress(SurgeonError):  # the first error is the one to tell
-            _write_json(file, {"exit": error.exit_code, "errors": [asdict(d) for d in error.diagnostics]})
-        raise
-
-
-def _write_json(file: Path | None, content: dict[str, Any]) -> None:
-    if file is None or not is_first():
-        return
-    stood = file.exists()
-    try:
-        file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    except OSError as error:
-        if not stood:
-            with suppress(OSError):
-                file.unlink()
-        raise _unwritable(file, error) from error
-
-
-def _unwritable(file: Path, error: OSError) -> CheckpointError:
-    return fail(CheckpointError, "S412", f"cannot write {file}: {error.strerror}")
+        write_json(json_file, {"plan": result.plan.as_dict(), "proof": result.report.as_dict()})
 
 
 @app.command()
@@ -232,16 +162,16 @@ def plan(
     trust_remote_code: Trust = False,
 ) -> None:
     """Show what RECIPE would change in MODEL, and what that takes. Reads no weights."""
-    settings, console = _settings(set_), _console()
-    with _json_to(json_file), _stages(console) as stage:
+    settings, console = _settings(set_), open_console()
+    with json_to(json_file), stages(console) as stage:
         from surgeon import operations, rendering
 
-        _quiet_libraries()
+        quiet_libraries()
         planned, forecast = operations.plan_with_forecast(
             recipe, model, out, inputs, settings, stage, trust_remote_code=trust_remote_code
         )
     rendering.show_planned(console, planned, forecast)
-    _write_json(json_file, planned.as_dict() | {"forecast": forecast.as_dict() if forecast else None})
+    write_json(json_file, planned.as_dict() | {"forecast": forecast.as_dict() if forecast else None})
 
 
 @app.command()
@@ -252,15 +182,15 @@ def dims(
     trust_remote_code: Trust = False,
 ) -> None:
     """Show the anatomy of MODEL: each dim, what it ties, and whether it can grow or why not."""
-    console = _console()
-    with _json_to(json_file), _stages(console) as stage:
+    console = open_console()
+    with json_to(json_file), stages(console) as stage:
         from surgeon import operations, rendering
 
-        _quiet_libraries()
+        quiet_libraries()
         anatomy = operations.dims(model, inputs, stage, trust_remote_code=trust_remote_code)
     rows = rendering.dim_rows(anatomy)
     rendering.show_dims(console, rows)
-    _write_json(json_file, {"dims": [vars(row) for row in rows]})
+    write_json(json_file, {"dims": [vars(row) for row in rows]})
 
 
 @app.command()
@@ -273,11 +203,11 @@ def verify(
     trust_remote_code: Trust = False,
 ) -> None:
     """Prove, or disprove, that TARGET computes the function of SOURCE."""
-    console = _console()
-    with _json_to(json_file), _stages(console) as stage:
+    console = open_console()
+    with json_to(json_file), stages(console) as stage:
         from surgeon import operations, rendering
 
-        _quiet_libraries()
+        quiet_libraries()
         report = operations.verify(
             source,
             target,
@@ -287,7 +217,7 @@ def verify(
             stage=stage,
         )
     rendering.show_report(console, report)
-    _write_json(json_file, report.as_dict())
+    write_json(json_file, report.as_dict())
     if not report.preserved:
         raise typer.Exit(EXIT_NOT_PRESERVED)
 
@@ -319,7 +249,7 @@ def _certified(files: list[Path]) -> bool:
     from surgeon.certification import certify
     from surgeon.language import load
 
-    _quiet_libraries()
+    quiet_libraries()
     findings = [finding for file in files for finding in certify(load(file).rules)]
     for finding in findings:
         typer.echo(f"{finding.verdict:9} {finding.op}: {finding.detail}")
@@ -355,7 +285,7 @@ def fmt(
             try:
                 file.write_text(laid, encoding="utf-8")
             except OSError as error:
-                raise _unwritable(file, error) from error
+                raise unwritable(file, error) from error
             typer.echo(f"laid out {file}")
     if changed and (check or diff):
         raise typer.Exit(1)
@@ -385,11 +315,11 @@ def explain(
             raise typer.Exit(EXIT_USER)
         typer.echo(f"{code}: {EXPLANATIONS[code]}")
         return
-    console = _console()
-    with _stages(console) as stage:
+    console = open_console()
+    with stages(console) as stage:
         from surgeon import operations, rendering
 
-        _quiet_libraries()
+        quiet_libraries()
         anatomy = operations.dims(what, stage=stage, trust_remote_code=trust_remote_code)
     rendering.show_axis(console, anatomy, axis)
 
@@ -400,43 +330,16 @@ def demo(
     recipe: Annotated[str, typer.Option(help="The recipe to run.")] = "grow",
 ) -> None:
     """Widen a real pretrained sentence encoder that installs from PyPI, and compare before and after."""
-    console = _console()
-    with _stages(console):
+    console = open_console()
+    with stages(console):
         from surgeon import demonstration
 
-        _quiet_libraries()
+        quiet_libraries()
     demonstration.refuse_foreign(out)
     source = demonstration.find_model()
     console.print(f"$ surgeon apply {recipe} MiniLM --out {out}\n", style="bold")
     _run_apply(recipe, str(source), out, None, {"force": True})
     demonstration.show_similarities(console, source, out)
-
-
-class _Stopped(Exception):
-    """A signal to stop came, and not everything is as it was before."""
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-@contextmanager
-def _telling_of(out: Path, resume: bool) -> Iterator[None]:
-    """Raises _Stopped for KeyboardInterrupt when `out` was put in place before it, or something is left to
-    go on from."""
-    before = _identity(out)
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        if _identity(out) in (None, before):
-            if resume:
-                raise _Stopped("shards that were finished are left for --resume") from stop
-            raise
-        raise _Stopped(f"{out} was finished before that") from stop
 
 
 def run(signals: Unwinding | None = None) -> int:
@@ -449,42 +352,10 @@ def run(signals: Unwinding | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if signals is not None:
             signals.over()
-        return _tell(error, signals is not None and signals.came)
+        return tell(error, signals is not None and signals.came)
     if signals is not None:
         signals.over()
     return int(code or 0)
-
-
-def _tell(error: BaseException, stopped: bool) -> int:
-    """Say what went wrong, and return the exit code for it."""
-    if isinstance(error, ToldElsewhere):
-        return error.exit_code
-    if isinstance(error, _Stopped):
-        typer.echo(f"stopped; {error}", err=True)
-        return EXIT_INTERNAL
-    lost = stopped and not isinstance(error, NotPreserved)  # a library made another error of it
-    if lost or isinstance(error, (typer.Abort, KeyboardInterrupt)):
-        typer.echo("stopped; nothing was left behind", err=True)
-        return EXIT_INTERNAL
-    if isinstance(error, SurgeonError):
-        # A file's name need not be text.
-        typer.echo(str(error).encode("utf-8", "backslashreplace").decode(), err=True)
-        return error.exit_code
-    if isinstance(error, USAGE_ERROR):
-        error.show()
-        return EXIT_USER
-    if isinstance(error, BrokenPipeError):
-        with suppress(OSError):  # what is buffered has no reader
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    else:
-        if os.environ.get("SURGEON_TRACEBACK"):
-            raise error
-        typer.echo(
-            f"error[S900]: surgeon failed: {type(error).__name__}: {error}\n"
-            "  help: this is a bug; SURGEON_TRACEBACK=1 shows where",
-            err=True,
-        )
-    return EXIT_INTERNAL
 
 
 def main() -> None:

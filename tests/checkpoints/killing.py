@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from surgeon import cli
+from surgeon import cli, shell
 from surgeon.checkpoints.journal import DONE
 from surgeon.checkpoints.staging import staging
 
@@ -240,7 +240,7 @@ def wait(process: int) -> int:
 
 def main(folder: str, count: str, seed: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    cli._quiet_libraries()
+    shell.quiet_libraries()
     rng = random.Random(int(seed))
     campaign = Campaign(Path(folder))
     for number in range(int(count)):

@@ -382,3 +382,12 @@ def test_errors_are_in_the_json(
     assert run(monkeypatch, *filled, "--json", file) == 2
     found = json.loads(file.read_text())
     assert found["exit"] == 2 and [error["code"] for error in found["errors"]] == [code]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_place_of_what_is_printed_is_said(model: Path) -> None:
+    words = [sys.executable, "-m", "surgeon", "plan", "grow", str(model / "config.json")]
+    with open("/dev/full", "wb") as full:
+        found = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr == "error[S412]: cannot write to the standard output: No space left on device\n"
