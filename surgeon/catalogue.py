@@ -193,8 +193,8 @@ checkpoint: it is truncated or altered. Chunks are read where they lie: uncompre
 a prefix, for one; or under both names of a tie, with other values.""",
     "S410": """The output exists already. Nothing is overwritten without `--force`.""",
     "S411": """There is not enough room on the disk. Nothing was left behind.""",
-    "S412": """The output, the file of `--json`, what is printed, or the file that `fmt` lays out cannot be written
-where it is to go.""",
+    "S412": """The output, the file of `--json`, what is printed, or the file that `fmt` lays out
+cannot be written where it is to go.""",
     "S413": """A side file of the model (tokenizer, generation config) cannot be read.""",
     "S414": """Another run of surgeon is writing the same output.
 It holds a lock on a hidden folder beside the output, which ends with its process. What a killed run left
