@@ -16,12 +16,13 @@ from torch import nn
 from transformers import LlamaForCausalLM
 from versions import CLASSES_OF_5_24
 
+import surgeon
 from surgeon import apply, verify
 from surgeon.errors import ModelError, NotPreserved, fail
 from surgeon.models.supply import Supply
 from surgeon.surgery import subject
 from surgeon.verification.invariant import difference, unbounded
-from surgeon.verification.native import Observed, observe, observe_wider, refuse_other_graph
+from surgeon.verification.native import Observed, compare_stock, observe, observe_wider, refuse_other_graph
 from surgeon.verification.rounding import round_otherwise
 
 CPU = torch.device("cpu")
@@ -203,10 +204,28 @@ def test_a_class_that_holds_examples_against_each_other_grows(
     assert report.native is not None and report.native.passed and report.native.tolerance < 1e-5
 
 
-def test_every_output_of_stock_is_held_against_the_sources() -> None:
-    """Whichever is furthest from what it may be decides."""
-    first, second = torch.linspace(-1, 1, 6).reshape(3, 2), torch.linspace(1, 2, 3)
-    source = Observed(torch.float32, {"first": first, "second": second}, False)
-    refuse_other_graph(source, source, {"first": first[:1].double(), "second": second[:1].double()})
-    with pytest.raises(ModelError, match=r"relative difference 5\.0e-01"):
-        refuse_other_graph(source, source, {"first": first[:1].double(), "second": second[:1].double() + 1})
+class Two(nn.Module):
+    """Gives two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.outer(torch.tanh(self.inner(x)))
+        return {"logits": logits, "seen": logits.sum(-1)}
+
+
+def test_every_output_of_stock_is_held_against_the_sources(tmp_path: Path) -> None:
+    """Whichever is furthest from what it may be decides; one that the grown model lacks is no agreement."""
+    before = {"logits": torch.linspace(-1, 1, 6).reshape(3, 2), "seen": torch.linspace(1, 2, 3)}
+
+    def passed(after: dict[str, torch.Tensor], plan: Any) -> bool:
+        source, grown = (Observed(torch.float32, outputs, False) for outputs in (before, after))
+        return compare_stock(plan, source, source, {}, grown).passed
+
+    (tmp_path / "wide.surgery").write_text('recipe wide() {\n    grow axis("inner.weight", 0) by 2\n}\n')
+    plan = surgeon.plan(tmp_path / "wide.surgery", Two(), (torch.randn(3, 2),))
+    assert passed(before, plan)
+    assert not passed({**before, "seen": before["seen"] * 1.001}, plan)
+    assert not passed({"logits": before["logits"]}, plan)
