@@ -27,11 +27,12 @@ from surgeon.verification.native import (
     NativeReport,
     Observed,
     compare_stock,
+    first_is_another,
     is_held_by_stock,
     observe_folder,
     observe_stored,
     observe_wider,
-    of_another_graph,
+    of_the_graph,
     refuse_other_graph,
     told_of_stock,
 )
@@ -106,11 +107,12 @@ def prove_folders(
     supply, exact = subject.supply, {p: torch.atleast_1d(v.detach().cpu()) for p, v in run.source.items()}
     with told_of_stock(source_folder):
         small, wide = look(supply)
-        if of_another_graph(small, wide, exact) is not None:
+        if first_is_another(small, wide, exact) is not None:
             # What it makes of an example may depend on those beside it: a mean over the batch does.
             supply = replace(supply, joined=False)
             small, wide = look(supply)
             refuse_other_graph(small, wide, exact)
+        small = of_the_graph(small, wide, exact, plan.scaled_outputs)
     large = see_grown(supply)
     native = compare_stock(plan, small, wide, exact, large)
     if not native.passed and not native.unloaded:  # the noise is worth to be known better
@@ -147,6 +149,7 @@ def _with_pictures(
             f"the grown class fails on pictures among words, which the source reads: {reason(error)}",
             help="what is made of pictures must be as wide as the words: grow its config field along",
         ) from error
+    small = of_the_graph(small, wide, {}, plan.scaled_outputs)
     return compare_stock(plan, small, wide, {}, large)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean as mean
@@ -178,23 +178,43 @@ def observe_wider(see: Callable[[torch.dtype], Observed], small: Observed) -> Ob
     return wide if all(math.isfinite(difference(a, b, None)) for a, b in pairs) else None
 
 
-def of_another_graph(source: Observed, wider: Observed | None, exact: Mapping[str, Tensor]) -> float | None:
-    """How far what stock transformers computes is from the source's graph in float64, whose outputs on the
-    first inputs are `exact`, on the first of them; None where rounding explains it. The others may hold what
-    a class makes of padding: sums with numbers so large that its dtype holds nothing beside them."""
-    for path, truth in list(exact.items())[:1]:
-        seen = source.outputs[path]
-        error = difference(seen[: len(truth)], truth, None)
-        noise = 0.0 if wider is None else difference(seen, wider.outputs[path], None)
-        if not error <= max(NOISE_FACTOR * noise, TRACE_ROUNDINGS * torch.finfo(source.dtype).eps):
-            return error
-    return None
+def of_another_graph(
+    source: Observed, wider: Observed | None, exact: Mapping[str, Tensor], path: str
+) -> float | None:
+    """How far an output that stock transformers gives is from that of the source's graph in float64, whose
+    outputs on the first inputs are `exact`; None where rounding explains it."""
+    seen, truth = source.outputs[path], exact[path]
+    error = difference(seen[: len(truth)], truth, None)
+    noise = 0.0 if wider is None else difference(seen, wider.outputs[path], None)
+    near = error <= max(NOISE_FACTOR * noise, TRACE_ROUNDINGS * torch.finfo(source.dtype).eps)
+    return None if near else error
+
+
+def first_is_another(source: Observed, wider: Observed | None, exact: Mapping[str, Tensor]) -> float | None:
+    """The same of the first output."""
+    first = next((path for path in source.outputs if path in exact), None)
+    return None if first is None else of_another_graph(source, wider, exact, first)
+
+
+def of_the_graph(
+    source: Observed, wider: Observed | None, exact: Mapping[str, Tensor], always: Collection[str]
+) -> Observed:
+    """What of the source's outputs its graph gives as well, and the first, and those that are `always`
+    compared. Others may hold what a class makes of padding, by sums with numbers so large that its dtype
+    holds nothing beside them, or what was seen on the way, of which a trace sees more."""
+    first, *others = source.outputs
+    kept = [
+        path
+        for path in others
+        if path in always or (path in exact and of_another_graph(source, wider, exact, path) is None)
+    ]
+    return replace(source, outputs={path: source.outputs[path] for path in (first, *kept)})
 
 
 def refuse_other_graph(source: Observed, wider: Observed | None, exact: Mapping[str, Tensor]) -> None:
     """Raises ModelError S213 where the source's graph does not give what stock transformers does: all that
     was inferred and proved would be of something else."""
-    error = of_another_graph(source, wider, exact)
+    error = first_is_another(source, wider, exact)
     if error is not None:
         raise fail(
             ModelError,
@@ -279,8 +299,6 @@ def compare_stock(
         after = grown.outputs.get(path, before[:0])  # of another shape: no agreement
         truth = exact.get(path) if wider is None else wider.outputs[path]
         own = 0.0 if truth is None else difference(before[: len(truth)], truth, None)
-        if wider is None and compared and not own < floor**0.5:
-            own = 0.0  # what a class makes of padding, perhaps: see `of_another_graph`
         moves = (difference(before, other.outputs[path], None) for other in otherwise)
         own = max(own, *(move for move in moves if move < floor**0.5), 0.0)  # more: a choice fell
         wanted, mask = expected(unbounded(before).double(), nodes[path].name, 0, plan)
