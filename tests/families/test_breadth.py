@@ -36,6 +36,7 @@ SAMPLE = {
     "SqueezeBertForMaskedLM": "convolutions in groups of heads",
     "T5ForConditionalGeneration": "buckets of relative positions, a bias for each head",
     "EncoderDecoderModel": "two models in one",
+    "LongT5ForConditionalGeneration": "padding, of which float64 makes something else, beside the logits",
     "ViTForImageClassification": "a token before those of the picture",
     "ResNetForImageClassification": "running statistics, stages in a list",
     "Swinv2ForImageClassification": "rolled windows",
@@ -48,6 +49,7 @@ SAMPLE = {
     "Siglip2ForImageClassification": "patches laid in rows, not all of them filled",
     "LlavaForConditionalGeneration": "pictures among words",
     "Qwen2VLForConditionalGeneration": "pictures cut to patches that the inputs count",
+    "AriaForConditionalGeneration": "what a tower saw on the way given beside the logits, by a trace alone",
     "PixtralVisionModel": "all pictures of a batch in one row",
     "GlmAsrEncoder": "several queries to a key, by torch's own grouping",
     "CLIPModel": "two towers, every example held against every other",
@@ -58,7 +60,12 @@ SAMPLE = {
 }
 
 
-OTHERWISE_BEFORE = ("FunnelForMaskedLM", "EncoderDecoderModel", "Qwen2VLForConditionalGeneration")
+OTHERWISE_BEFORE = (
+    "FunnelForMaskedLM",
+    "AriaForConditionalGeneration",
+    "EncoderDecoderModel",
+    "Qwen2VLForConditionalGeneration",
+)
 
 
 @pytest.mark.parametrize(
