@@ -130,7 +130,6 @@ def _run_apply(recipe: str, model: str, out: Path, json_file: Path | None, optio
     with stages(console):
         from surgeon import operations, rendering
 
-        quiet_libraries()
     with json_to(json_file), telling_of(out, bool(options.get("resume"))):
         with rendering.Progress(console) as progress:
             result = operations.apply(
@@ -166,7 +165,6 @@ def plan(
     with json_to(json_file), stages(console) as stage:
         from surgeon import operations, rendering
 
-        quiet_libraries()
         planned, forecast = operations.plan_with_forecast(
             recipe, model, out, inputs, settings, stage, trust_remote_code=trust_remote_code
         )
@@ -186,7 +184,6 @@ def dims(
     with json_to(json_file), stages(console) as stage:
         from surgeon import operations, rendering
 
-        quiet_libraries()
         anatomy = operations.dims(model, inputs, stage, trust_remote_code=trust_remote_code)
     rows = rendering.dim_rows(anatomy)
     rendering.show_dims(console, rows)
@@ -207,7 +204,6 @@ def verify(
     with json_to(json_file), stages(console) as stage:
         from surgeon import operations, rendering
 
-        quiet_libraries()
         report = operations.verify(
             source,
             target,
@@ -319,7 +315,6 @@ def explain(
     with stages(console) as stage:
         from surgeon import operations, rendering
 
-        quiet_libraries()
         anatomy = operations.dims(what, stage=stage, trust_remote_code=trust_remote_code)
     rendering.show_axis(console, anatomy, axis)
 
@@ -334,7 +329,6 @@ def demo(
     with stages(console):
         from surgeon import demonstration
 
-        quiet_libraries()
     demonstration.refuse_foreign(out)
     source = demonstration.find_model()
     console.print(f"$ surgeon apply {recipe} MiniLM --out {out}\n", style="bold")

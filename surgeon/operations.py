@@ -118,10 +118,10 @@ def plan(
     trust_remote_code: bool = False,
 ) -> Plan:
     """What `recipe` would change in `model`. Reads no weights. Raises SurgeonError."""
-    trust = trust_remote_code
-    return plan_with_forecast(recipe, model, None, example_inputs, settings, stage, trust_remote_code=trust)[
-        0
-    ]
+    planned, _ = plan_with_forecast(
+        recipe, model, None, example_inputs, settings, stage, trust_remote_code=trust_remote_code
+    )
+    return planned
 
 
 def plan_with_forecast(

@@ -53,11 +53,13 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def stages(console: Console) -> Iterator[Any]:
-    """A spinner that names the stage at hand; silent when not on a terminal."""
+    """A spinner that names the stage at hand, silent when not on a terminal; other libraries are quiet."""
     if not console.is_terminal:
+        quiet_libraries()
         yield lambda text: None
         return
     with console.status("reading") as status:
+        quiet_libraries()
         yield lambda text: status.update(text)
 
 

@@ -186,9 +186,11 @@ def blind_to(module: nn.Module) -> str:
         read = [name for name in names if name in reads]
         if not read or given.keys() & set(names):
             continue
-        why: Any = f"reads them as {read[0]}, which surgeon makes up for no model of words"
-        if read[0] == "pixel_values":
-            why = _among_words(module, given, torch.Generator().manual_seed(0))
+        why = (
+            _among_words(module, given, torch.Generator().manual_seed(0))
+            if read[0] == "pixel_values"
+            else f"reads them as {read[0]}, which surgeon makes up for no model of words"
+        )
         if isinstance(why, str):
             unseen.append(f"{kind}: {type(module).__name__} {why}")
     return "; ".join(unseen)

@@ -243,6 +243,18 @@ def _fields(
     return target.name, tuple(found)
 
 
+def unknown_parameter(target: AxisDim, known: Sequence[str]) -> PlanError:
+    """The error that tells of an axis of a parameter that is not there, and the nearest of those `known`."""
+    near = get_close_matches(target.parameter, known, 1)
+    return fail(
+        PlanError,
+        "S311",
+        f"no parameter is named {target.parameter}",
+        span=target.span,
+        help=f"did you mean {near[0]}?" if near else "surgeon dims MODEL lists them",
+    )
+
+
 def axis_targets(recipe: Recipe, anatomy: Anatomy) -> dict[int, Index]:
     """For a plain module: the channel maps of the dims that a recipe's axes name.
 
@@ -266,14 +278,7 @@ def axis_targets(recipe: Recipe, anatomy: Anatomy) -> dict[int, Index]:
                 if any(fnmatchcase(name, p) for p in braces(target.parameter)) and matches(grow.at, name)
             ]
             if not found:
-                near = get_close_matches(target.parameter, parameters, 1)
-                raise fail(
-                    PlanError,
-                    "S311",
-                    f"no parameter is named {target.parameter}",
-                    span=target.span,
-                    help=f"did you mean {near[0]}?" if near else "surgeon dims MODEL lists them",
-                )
+                raise unknown_parameter(target, [*parameters])
             for name, dim in ((n, d) for n in found for d in _named_dims(anatomy, n, target, grow)):
                 size = anatomy.store.sizes[dim]
                 grown = clone_map(size, amount(grow, size, f"{name} axis {target.axis}"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -36,7 +35,7 @@ from surgeon.models.native import (
 from surgeon.models.source import Source, TransformersSource
 from surgeon.models.supply import Supply
 from surgeon.models.ties import apart_in, untie
-from surgeon.planning.growth import Size, config_request, file_fields
+from surgeon.planning.growth import Size, config_request, file_fields, unknown_parameter
 from surgeon.planning.native import companions, compare
 from surgeon.planning.plan import Plan, plan_growth
 
@@ -249,12 +248,14 @@ def _told_of_ones(before: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except PlanError as error:
-        first, *others = error.diagnostics
         notes = tuple(
             f"config.{name} is 1 in the source, and an axis of size one may not grow"
             for name, value in before.items()
             if value == 1
         )
+        if not notes:
+            raise
+        first, *others = error.diagnostics
         raise PlanError(replace(first, notes=(*first.notes, *notes)), *others) from error
 
 
@@ -316,14 +317,7 @@ def _fields_of_axis(subject: Subject, target: AxisDim) -> tuple[str, ...]:
     known = list(subject.anatomy.captured.parameters.values())
     names = [n for n in known if fnmatchcase(n, target.parameter)]
     if not names:
-        near = get_close_matches(target.parameter, dict.fromkeys((*map(starred, known), *known)), 1)
-        raise fail(
-            PlanError,
-            "S311",
-            f"no parameter is named {target.parameter}",
-            span=target.span,
-            help=f"did you mean {near[0]}?" if near else "surgeon dims MODEL lists them",
-        )
+        raise unknown_parameter(target, [*dict.fromkeys((*map(starred, known), *known))])
     if not any(0 <= target.axis < len(subject.anatomy.parameter_axes(n)) for n in names):
         raise fail(
             PlanError,

@@ -178,22 +178,18 @@ def observe_wider(see: Callable[[torch.dtype], Observed], small: Observed) -> Ob
     return wide if all(math.isfinite(difference(a, b, None)) for a, b in pairs) else None
 
 
-def of_another_graph(
+def _of_another_graph(
     source: Observed, wider: Observed | None, exact: Mapping[str, Tensor], path: str
 ) -> float | None:
     """How far an output that stock transformers gives is from that of the source's graph in float64, whose
     outputs on the first inputs are `exact`; None where rounding explains it."""
+    if path not in source.outputs:
+        return math.inf
     seen, truth = source.outputs[path], exact[path]
     error = difference(seen[: len(truth)], truth, None)
     noise = 0.0 if wider is None else difference(seen, wider.outputs[path], None)
     near = error <= max(NOISE_FACTOR * noise, TRACE_ROUNDINGS * torch.finfo(source.dtype).eps)
     return None if near else error
-
-
-def first_is_another(source: Observed, wider: Observed | None, exact: Mapping[str, Tensor]) -> float | None:
-    """The same of the first output."""
-    first = next((path for path in source.outputs if path in exact), None)
-    return None if first is None else of_another_graph(source, wider, exact, first)
 
 
 def of_the_graph(
@@ -206,15 +202,16 @@ def of_the_graph(
     kept = [
         path
         for path in others
-        if path in always or (path in exact and of_another_graph(source, wider, exact, path) is None)
+        if path in always or (path in exact and _of_another_graph(source, wider, exact, path) is None)
     ]
     return replace(source, outputs={path: source.outputs[path] for path in (first, *kept)})
 
 
 def refuse_other_graph(source: Observed, wider: Observed | None, exact: Mapping[str, Tensor]) -> None:
-    """Raises ModelError S213 where the source's graph does not give what stock transformers does: all that
-    was inferred and proved would be of something else."""
-    error = first_is_another(source, wider, exact)
+    """Raises ModelError S213 where the source's graph does not give the first output that stock transformers
+    does: all that was inferred and proved would be of something else."""
+    first = next(iter(exact), None)
+    error = None if first is None else _of_another_graph(source, wider, exact, first)
     if error is not None:
         raise fail(
             ModelError,

@@ -178,14 +178,13 @@ def test_batches_are_joined_where_they_may_be(whole: bool, monkeypatch: pytest.M
 
 
 def centred(model: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The class with each example's logits held against those beside it, and one output more."""
+    """The class with each example's logits held against those beside it."""
     forward = model.forward
 
     @functools.wraps(forward)
     def changed(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = forward(self, *args, **kwargs)
         result["logits"] = result.logits - result.logits.mean(0)
-        result["spread"] = result.logits.square().mean()
         return result
 
     monkeypatch.setattr(model, "forward", changed)
