@@ -45,7 +45,7 @@ KINDS = {
     "fold": (),
     "strided": (),
     "repeat": (),
-    "along": ("linear", "nonlinear"),
+    "along": ("homogeneous", "nonlinear"),
     "pad": (),
     "complex": ("joined", "parted"),
     "uniform": (),

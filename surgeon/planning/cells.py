@@ -35,7 +35,7 @@ class Cellwise:
     maps: Maps
     roles: Roles
     drift: Drift
-    known_scales: Mapping[str, float]  # of buffers and closed nodes, by node name
+    known_scales: Mapping[str, float | None]  # of buffers and closed nodes, by node name; None: any will do
     loose: frozenset[str] = frozenset()  # outputs, by node name, that may come out scaled
     system: System = field(default_factory=System)
     cells: dict[str, list[Cells | None]] = field(default_factory=dict)

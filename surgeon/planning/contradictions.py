@@ -9,18 +9,25 @@ the equations are solved once more as if it were otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from surgeon.axes.maps import NEW, Index, Maps, clone_map
 from surgeon.errors import Diagnostic, PlanError
 from surgeon.graph.inference import Anatomy
 from surgeon.planning.cells import Drift
-from surgeon.planning.equations import Equations
+from surgeon.planning.equations import KEPT, Equations
 from surgeon.planning.scales import Conflict, System
 
 SHOWN = 3  # places of equations without a solution, before the rest is counted
 GROUNDS = 6  # of what an equation contradicts, how much is told
-Solve = Callable[[Maps, Drift], Equations]
+
+
+class Solve(Protocol):
+    """The equations of other maps and numbers of the same graph, as if the outputs in `released`, by node
+    name, might come out scaled as well."""
+
+    def __call__(self, maps: Maps, drift: Drift, released: frozenset[str] = ...) -> Equations: ...
 
 
 def refuse_conflicts(
@@ -30,7 +37,6 @@ def refuse_conflicts(
 
     Args:
         placed: the dims whose channels stand where a known value of the grown class has them, and what.
-        solve: the equations of other maps and numbers of the same graph.
     """
     conflicts = system.conflicts
     if not conflicts:
@@ -60,12 +66,13 @@ def refuse_conflicts(
     )
     whole = all(len(index) % anatomy.store.sizes[dim] == 0 for dim, index in maps.dims.items())
     fraction = "" if whole else "grow by an integer factor, "
+    release = _released(anatomy, maps, drift, conflicts, solve)
     raise PlanError(
         Diagnostic(
             "S330",
             f"no scale of any parameter keeps the function: {first.reason}{off}",
-            notes=(*places[:SHOWN], *more, *why),
-            help=f"{fraction}grow other dims, or untie the parameters involved",
+            notes=(*places[:SHOWN], *more, *why, *_tied(anatomy, first)),
+            help=f"{release}{fraction}grow other dims, or untie the parameters involved",
         )
     )
 
@@ -75,6 +82,23 @@ def _placing(index: Index) -> str:
     found = [str(i) for i in (index != NEW).nonzero()[0]]
     named = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
     return f"of the grown class has the source's values at {named} alone, and others at the other places"
+
+
+def _released(anatomy: Anatomy, maps: Maps, drift: Drift, conflicts: list[Conflict], solve: Solve) -> str:
+    """The outputs that are in the way, where all would be well if they might come out scaled."""
+    released = frozenset[str]()
+    while conflicts:
+        kept = frozenset(c.node for c in conflicts if c.reason == KEPT)
+        if not kept:
+            return ""
+        released |= kept
+        conflicts = solve(maps, drift, released).system.conflicts
+    outputs = anatomy.captured.outputs
+    paths = [path for path, node in outputs if node.name in released]
+    if not all(paths) or len(paths) == len(outputs):
+        return ""
+    it = "it" if len(paths) == 1 else "they"
+    return f"`preserve` other outputs than {', '.join(paths)}, and {it} may come out scaled; or "
 
 
 def _numbers(anatomy: Anatomy, maps: Maps, drift: Drift, conflict: Conflict, solve: Solve) -> list[str]:
@@ -105,6 +129,23 @@ def _places(anatomy: Anatomy, maps: Maps, drift: Drift, placed: Mapping[int, str
     return [
         f"{what} of the grown class has new channels of {anatomy.store.labels[dim]} between the source's"
         for dim, what in list(placed.items())[:SHOWN]
+    ]
+
+
+def _tied(anatomy: Anatomy, conflict: Conflict) -> list[str]:
+    """The tied weight of the product that a conflict is about: as one tensor it cannot be shared out at one
+    place and copied at the other."""
+    captured, node = anatomy.captured, anatomy.nodes[conflict.node]
+    while not (found := [i.name for i in node.all_input_nodes if i.name in captured.parameters]):
+        if len(node.all_input_nodes) != 1:
+            return []
+        (node,) = node.all_input_nodes
+    names = {captured.parameters[captured.tied_placeholder(placeholder)] for placeholder in found}
+    groups = ([name, *(n for n, used in captured.aliases.items() if used == name != n)] for name in names)
+    return [
+        f"{' and '.join(group)} are one tensor, of copies: a sum over them is so many times the source's"
+        for group in groups
+        if len(group) > 1
     ]
 
 

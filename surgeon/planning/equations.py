@@ -20,6 +20,8 @@ from surgeon.planning.positional import Positional
 from surgeon.planning.roles import Roles
 from surgeon.planning.scales import Cells, Conflict, as_cells, zeros
 
+KEPT = "it is an output of the model"  # the reason of an equation of one
+
 
 class Equations(Positional):
     """The scale equations of a whole graph, collected in one pass over its nodes."""
@@ -100,9 +102,11 @@ class Equations(Positional):
 
     def _known(self, node: fx.Node) -> Cells:
         """A value that no parameter stands for: its scale is what it is."""
-        cells = zeros(self.shape(self.axes_of(node.name)))
+        shape = self.shape(self.axes_of(node.name))
         factor = self.known_scales.get(node.name, 1.0)
-        return as_cells(cells + math.log(factor)) if factor != 1.0 else cells
+        if factor is None:
+            return self.system.unknowns(shape)
+        return as_cells(zeros(shape) + math.log(factor)) if factor != 1.0 else zeros(shape)
 
     def _getitem(self, node: fx.Node) -> list[Cells | None]:
         values = self.anatomy.values[node.name]
@@ -121,7 +125,7 @@ class Equations(Positional):
             if source.name in self.loose:
                 loose.append(cells)
             else:
-                self.exact(cells, source.name, "it is an output of the model")
+                self.exact(cells, source.name, KEPT)
         for name, placeholder in self.anatomy.captured.rewritten.items():
             new, old = self.cells[name][0], self.cells[placeholder][0]
             if new is not None and old is not None:
@@ -171,6 +175,8 @@ class Equations(Positional):
                 self.exact(total, name, "a constant is added to it")
             return total
         if flag == "select":
+            if "copy" in str(call.node.target):  # what is copied over is not read
+                tensors, cells = tensors[1:], cells[1:]
             branches = [c for (i, a), c in zip(tensors, cells, strict=True) if is_float(a)]
             spread = [np.broadcast_to(b, out) for b in branches]
             total = self.equal_all(spread or [zeros(out)], name, "a choice mixes scales")
@@ -405,15 +411,28 @@ class Equations(Positional):
         return np.broadcast_to(cells[..., None], self.shape(self.axes_of(call.node.name)))
 
     def _uniform(self, call: Call) -> list[Cells | None]:
+        if not _has_scale(call) and is_float(call.node):  # the same times anything
+            return [self.system.unknowns(self.shape(self.axes_of(call.node.name)))]
+        return self._ignore(call)
+
+    def _ignore(self, call: Call) -> list[Cells | None]:
         outputs = self.anatomy.values[call.node.name]
         return [None if v is None else zeros(self.shape(v.axes)) for v in outputs]
-
-    _ignore = _uniform
 
     def _made(self, call: Call) -> list[Cells | None]:
         for node, _ in call.tensors():
             self.exact(self.of(node), call.node.name, "something is made from it")
-        return self._uniform(call)
+        return self._ignore(call)
+
+
+def _has_scale(call: Call) -> bool:
+    """Whether the number that a uniform op puts everywhere is another one times a factor: neither zero
+    nor an infinity is."""
+    for name in ("fill_value", "value", "s"):
+        if name in call.names:
+            number = call.arg(name)
+            return not isinstance(number, (int, float)) or (number != 0 and math.isfinite(number))
+    return "zero" not in str(call.node.target)
 
 
 def solve_scales(
@@ -421,7 +440,7 @@ def solve_scales(
     maps: Maps,
     roles: Roles,
     drift: Drift | None = None,
-    known_scales: Mapping[str, float] | None = None,
+    known_scales: Mapping[str, float | None] | None = None,
     loose: frozenset[str] = frozenset(),
 ) -> Equations:
     """Collect and solve the scale equations of a graph; conflicts are left in ``system.conflicts``. The

@@ -163,10 +163,11 @@ def _is_near(grown: NDArray[np.float64], row: NDArray[np.float64]) -> NDArray[np
 
 def known_scales(
     anatomy: Anatomy, maps: Maps, known: Mapping[str, Known]
-) -> tuple[dict[str, float], dict[str, frozenset[int]]]:
+) -> tuple[dict[str, float | None], dict[str, frozenset[int]]]:
     """The factor by which each known value differs from its expansion, where it is not one, and the dims
-    along which it is partial; by node name. Raises PlanError S323 where it is no one factor."""
-    factors: dict[str, float] = {}
+    along which it is partial; by node name. None stands for any factor: what is made of numbers, and is zero
+    or infinite throughout, is the same times each. Raises PlanError S323 where it is no one factor."""
+    factors: dict[str, float | None] = {}
     partial: dict[str, frozenset[int]] = {}
     for name, value in known.items():
         along = frozenset(d for axis in value.axes for d in maps.store.leaves(axis) if d in maps.placed)
@@ -177,7 +178,13 @@ def known_scales(
             raise _other_values(anatomy, maps, value)
         if factor != 1.0:
             factors[name] = factor
+        elif name in anatomy.closed and _has_no_scale(value.source):
+            factors[name] = None
     return factors, partial
+
+
+def _has_no_scale(value: Tensor) -> bool:
+    return value.is_floating_point() and bool(((value == 0) | value.isinf()).all())
 
 
 def _factor(maps: Maps, value: Known, partial: Set[int]) -> float | None:

@@ -41,7 +41,7 @@ class NativeGrowth:
 
     maps: Maps
     drift: Drift
-    scales: Mapping[str, float] = field(default_factory=dict)  # of buffers and closed nodes, by node
+    scales: Mapping[str, float | None] = field(default_factory=dict)  # of buffers and closed nodes, by node
     known: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # closed nodes, as grown
     twins: Mapping[str, str] = field(default_factory=dict, repr=False)  # source node -> grown node
     placed: Mapping[int, str] = field(default_factory=dict)  # dims that a known value's places map, and what

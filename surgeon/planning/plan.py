@@ -141,8 +141,8 @@ def plan_growth(
     )
     drift, scales = (native.drift, native.scales) if native else ({}, {})
 
-    def solve(maps: Maps, drift: Drift) -> Equations:
-        return solve_scales(anatomy, maps, roles, drift, scales, loose)
+    def solve(maps: Maps, drift: Drift, released: frozenset[str] = frozenset()) -> Equations:
+        return solve_scales(anatomy, maps, roles, drift, scales, loose | released)
 
     equations = solve(maps, drift)
     refuse_conflicts(anatomy, maps, drift, equations.system, native.placed if native else {}, solve)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from surgeon.graph.calls import Call
-from surgeon.graph.inference import is_float
+from surgeon.graph.inference import is_float, is_whole
 from surgeon.graph.positions import indexed, padded, placed, steps_of, worked
 from surgeon.planning.products import Products
 from surgeon.planning.scales import Cells, zeros
@@ -102,4 +102,6 @@ class Positional(Products):
         numbers = [a for a in call.args if isinstance(a, float)]
         if numbers and any(n != 0 for n in numbers):
             self.exact(cells, name, "a constant replaces some of it")
+        if is_whole(call.node):  # where something stands, which is the same in any scale
+            cells = zeros(cells.shape)
         return [None if v is None else np.broadcast_to(cells, self.shape(v.axes)) for v in outputs]

@@ -37,7 +37,10 @@ def expected(value: Tensor, name: str, output: int, plan: Plan) -> tuple[Tensor,
         if (numbers != 1.0).any():
             factors = torch.from_numpy(np.array(numbers)).to(out)
             for dim, axis in enumerate(axes.axes):
-                if factors.shape[dim] > 1:
+                first = factors.narrow(dim, 0, 1)
+                if (factors == first).all():
+                    factors = first  # an axis may have more places than the plan knows of
+                else:
                     parts = torch.from_numpy(plan.maps.parts(axis)).to(out.device)
                     factors = factors.index_select(dim, parts)
             out = out * factors

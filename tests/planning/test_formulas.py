@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from surgeon.errors import PlanError
@@ -37,7 +37,32 @@ def _written_over(m: Any, x: Tensor) -> Tensor:
     return F.linear(torch.tanh(h), m.out)
 
 
+def _best(m: Any, x: Tensor) -> Tensor:
+    h, rows = hidden(m, x), torch.tanh(m.rows)
+    scores = torch.full((x.shape[0], 4), -torch.inf, dtype=x.dtype)
+    scores[:, :3] = h @ rows.T
+    return torch.tanh(rows @ m.out.T)[scores.topk(2, 1).indices] + F.linear(torch.tanh(h), m.out)[:, None]
+
+
+def _in_order(m: Any, x: Tensor) -> Tensor:
+    h = hidden(m, x)
+    scores = torch.cat([h @ h.T, torch.zeros(x.shape[0], 1, dtype=x.dtype)], 1)
+    ordered = torch.cat([scores.sort(1).values, scores.cummax(1).values], 1) / scores.norm()
+    y = F.linear(torch.tanh(h), m.out)
+    return torch.cat([ordered, y, y[scores.argsort(1)[:, 0] % x.shape[0]]], 1)
+
+
 GROWS: dict[str, Case] = {
+    "the best of scaled values, beside minus infinity": (
+        _best,
+        {"inward": (6, 5), "rows": (3, 6), "out": (2, 6)},
+        "inward 0 by 2",
+    ),
+    "scaled values in order, beside zeros": (
+        _in_order,
+        {"inward": (6, 5), "rows": (3, 6), "out": (2, 6)},
+        "inward 0 by 2",
+    ),
     "where an extreme of scaled values stands": (
         lambda m, x: F.linear(torch.tanh(h := hidden(m, x)), m.out)[(h @ h.T).min(1).indices.view(-1)],
         {"inward": (6, 5), "out": (3, 6)},
@@ -173,6 +198,19 @@ def test_a_refusal_names_what_the_equation_contradicts_and_nothing_else(tmp_path
     assert "it is an output of the model" in named
     assert ["aten.layer_norm" in note for note in against] == [True, False]
     assert ["aten.rms_norm" in note for note in against] == [False, True]
+
+
+def test_a_tied_weight_that_nothing_can_scale_is_named(tmp_path: Path) -> None:
+    def tied(m: Any, x: Tensor) -> Tensor:
+        return F.linear(F.rms_norm(F.embedding(x.abs().long(), m.rows), (4,)), m.rows)
+
+    with pytest.raises(PlanError, match="it is an output of the model") as caught:
+        module = Formula(tied, rows=(9, 4))
+        module.head = nn.Linear(4, 9, bias=False)
+        module.head.weight = module.rows
+        module.formula = lambda m, x: m.head(F.rms_norm(F.embedding(x.abs().long(), m.rows), (4,)))
+        grow(module, tmp_path, "rows 1 by 2", x=numbers(3, 5))
+    assert "head.weight and rows are one tensor" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,12 @@ def test_all_that_is_named_must_stay(statements: tuple[str, ...], tmp_path: Path
     assert caught.value.code == "S330"
 
 
+def test_what_may_come_out_scaled_is_proposed(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        grow(tmp_path, "preserve logits_per_word, word_embeds")
+    assert "`preserve` other outputs than word_embeds, and it may come out scaled" in str(caught.value)
+
+
 def test_a_name_stands_for_all_below_it(tmp_path: Path) -> None:
     result, _, _ = grow(tmp_path, "preserve towers.words")
     assert set(result.plan.scaled_outputs) == {"word_embeds", "towers.picture"}
