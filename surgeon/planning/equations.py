@@ -18,7 +18,7 @@ from surgeon.graph.spatial import normalised_groups, pooled
 from surgeon.planning.cells import Drift
 from surgeon.planning.positional import Positional
 from surgeon.planning.roles import Roles
-from surgeon.planning.scales import Cells, Conflict, as_cells, zeros
+from surgeon.planning.scales import Cells, Conflict, as_cells, has_scale, zeros
 
 KEPT = "it is an output of the model"  # the reason of an equation of one
 
@@ -181,7 +181,7 @@ class Equations(Positional):
             spread = [np.broadcast_to(b, out) for b in branches]
             total = self.equal_all(spread or [zeros(out)], name, "a choice mixes scales")
             numbers = [a for a in call.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
-            if any(n != 0 and math.isfinite(n) for n in numbers):
+            if any(has_scale(n) for n in numbers):
                 self.exact(total, name, "a constant replaces some of it")
             return total
         if flag == "power":
@@ -411,7 +411,7 @@ class Equations(Positional):
         return np.broadcast_to(cells[..., None], self.shape(self.axes_of(call.node.name)))
 
     def _uniform(self, call: Call) -> list[Cells | None]:
-        if not _has_scale(call) and is_float(call.node):  # the same times anything
+        if not _scales(call) and is_float(call.node):  # the same times anything
             return [self.system.unknowns(self.shape(self.axes_of(call.node.name)))]
         return self._ignore(call)
 
@@ -425,13 +425,12 @@ class Equations(Positional):
         return self._ignore(call)
 
 
-def _has_scale(call: Call) -> bool:
-    """Whether the number that a uniform op puts everywhere is another one times a factor: neither zero
-    nor an infinity is."""
+def _scales(call: Call) -> bool:
+    """Whether the number that a uniform op puts everywhere has a scale."""
     for name in ("fill_value", "value", "s"):
         if name in call.names:
             number = call.arg(name)
-            return not isinstance(number, (int, float)) or (number != 0 and math.isfinite(number))
+            return not isinstance(number, (int, float)) or has_scale(number)
     return "zero" not in str(call.node.target)
 
 

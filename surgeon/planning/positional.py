@@ -8,7 +8,7 @@ from surgeon.graph.calls import Call
 from surgeon.graph.inference import is_float, is_whole
 from surgeon.graph.positions import indexed, padded, placed, steps_of, worked
 from surgeon.planning.products import Products
-from surgeon.planning.scales import Cells, zeros
+from surgeon.planning.scales import Cells, has_scale, zeros
 
 
 class Positional(Products):
@@ -81,7 +81,7 @@ class Positional(Products):
 
     def _pad(self, call: Call) -> Cells:
         cells = self.of(call.args[0])
-        if call.arg("value"):
+        if has_scale(call.arg("value") or 0):
             self.exact(cells, call.node.name, "a constant is put beside it")
         for i in padded(call):
             cells = self._one_piece(cells, i, call.node.name)
@@ -99,8 +99,7 @@ class Positional(Products):
         for i in dims:
             several = [self._one_piece(c, i, name) for c in several]
         cells = self.equal_all(several, name, "values of different scale meet")
-        numbers = [a for a in call.args if isinstance(a, float)]
-        if numbers and any(n != 0 for n in numbers):
+        if any(has_scale(a) for a in call.args if isinstance(a, float)):
             self.exact(cells, name, "a constant replaces some of it")
         if is_whole(call.node):  # where something stands, which is the same in any scale
             cells = zeros(cells.shape)

@@ -8,6 +8,7 @@ nearest to the place that needs it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,6 +163,11 @@ class System:
         """The scale (not its logarithm) that a form stands for; free unknowns are one."""
         constant = self.reduce(form).constant
         return 1.0 if abs(constant) < EPSILON else float(np.exp(constant))
+
+
+def has_scale(number: float) -> bool:
+    """Whether a number times a factor is another: neither zero nor an infinity is."""
+    return number != 0 and math.isfinite(number)
 
 
 def zeros(shape: tuple[int, ...]) -> Cells:
