@@ -63,6 +63,14 @@ GROWS: dict[str, Case] = {
         {"inward": (6, 5), "rows": (3, 6), "out": (2, 6)},
         "inward 0 by 2",
     ),
+    "scaled values cut at zero": (
+        lambda m, x: (
+            (s := (hidden(m, x) @ torch.tanh(m.rows).T).clamp(min=0).clamp_min(0)) / s.norm()
+            + F.linear(torch.tanh(hidden(m, x)), m.out).sum()
+        ),
+        {"inward": (6, 5), "rows": (3, 6), "out": (2, 6)},
+        "inward 0 by 2",
+    ),
     "where an extreme of scaled values stands": (
         lambda m, x: F.linear(torch.tanh(h := hidden(m, x)), m.out)[(h @ h.T).min(1).indices.view(-1)],
         {"inward": (6, 5), "out": (3, 6)},
