@@ -137,6 +137,21 @@ def drafted(config: Any) -> Inputs:
     }
 
 
+def shared(config: Any) -> Inputs:
+    """A word to be, as a larger model has it, twice, and the keys and values that model looks at."""
+    text, length = config.text_config, 8
+    states = (BATCH, text.num_key_value_heads, length, text.head_dim)
+    held = [(kind, n) for kind in ("full_attention", "sliding_attention") for n in range(2)]
+    mask = torch.ones(BATCH, length, dtype=torch.long)
+    mask[-1, :2] = 0
+    return {
+        "inputs_embeds": torch.randn(BATCH, 1, 2 * config.backbone_hidden_size),
+        "position_ids": torch.full((BATCH, 1), length - 1),
+        "attention_mask": mask,
+        **{f"shared_kv_states.{kind}.{n}": torch.randn(states) for kind, n in held},
+    }
+
+
 def spoken(config: Any) -> Inputs:
     """Words, and a spectrogram of someone who says them: batch × bins × steps."""
     return {**words(config), "input_features": torch.randn(BATCH, config.decoder_config.feature_size, 40)}
@@ -295,6 +310,7 @@ GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
     "seggpt": prompted,
     "lightglue": matched,
     "efficientloftr": matched,
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), shared),
     "clvp": spoken,
     "voxtral_realtime": heard_as_said,
     "pi0": acting,
@@ -308,6 +324,7 @@ GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
     "qwen3_asr_encoder": windows,
     "oneformer": told,
     "xcodec": sounding,
+    "higgs_audio_v2_tokenizer": sounding,
     "xcodec2": heard,
     "wavtokenizer": sounding,
     "wavtokenizer_encoder": sounding,

@@ -125,7 +125,8 @@ The message is its own. A broken generation_config.json is one cause, a missing 
     "S223": """The weights are quantised.
 A grown weight has to hold what the plan gives it to the last bit: what a few bits can say is not enough.""",
     "S224": """The inputs given to trace and prove with cannot be read, or the class takes none of that name.
-A safetensors file holds a tensor for each input, by the name that the class's forward pass gives it.""",
+A safetensors file holds a tensor for each input, by the name that the class's forward pass gives it; of an
+input that holds several, `states.full.0` is the first of a tuple that `full` names in the mapping `states`.""",
     "S225": """The folder holds an adapter, such as LoRA's, alone or beside its base model.
 With peft installed stock transformers adds it to the model that it loads, so the base weights alone are
 another function. Merge it first, and grow what comes out.""",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from surgeon.graph.places import is_machinery, short
 from surgeon.graph.reading import of_numbers
@@ -97,10 +97,11 @@ class Branches(TorchFunctionMode):
     def know(self, traced: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         """Answer for these tensors as their values, by the same names, would."""
         with _disable_current_modes():
-            for name, tensor in traced.items():
-                if isinstance(tensor, Tensor) and isinstance(values.get(name), Tensor):
-                    self._known[id(tensor)] = tensor, values[name].clone()
-                    self._given.add(id(tensor))
+            for name in traced.keys() & values.keys():
+                for tensor, value in zip(tree_leaves(traced[name]), tree_leaves(values[name]), strict=False):
+                    if isinstance(tensor, Tensor) and isinstance(value, Tensor):
+                        self._known[id(tensor)] = tensor, value.clone()
+                        self._given.add(id(tensor))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -218,7 +218,10 @@ def _grown_class(
 
 def _refuse_wide_inputs(subject: Subject, changes: Mapping[str, Size]) -> None:
     """Raise PlanError S301 where a field moves an axis of a parameter that an input of the model has, too:
-    who makes the input would have to make another, and the larger class does not take it as it is."""
+    who makes the input would have to make another, and the larger class does not take it as it is. A field
+    that moves no axis alone, as the number of heads that an input holds, moves it where it is a factor of one
+    that other fields move."""
+    assert isinstance(subject.source, TransformersSource)
     store, inputs = subject.anatomy.store, subject.anatomy.captured.inputs
     given = {
         store.resolve(axis): f"{node}[{i}]"
@@ -226,9 +229,14 @@ def _refuse_wide_inputs(subject: Subject, changes: Mapping[str, Size]) -> None:
         for value in subject.anatomy.values[node]
         for i, axis in enumerate(value.axes if value is not None else ())
     }
-    for name, target in changes.items():
-        moved = _moved_axes(subject, name) if isinstance(target, int) else ()
-        for label, axis in moved:
+    moved = {name: _moved_axes(subject, name) for name, target in changes.items() if isinstance(target, int)}
+    axes = [(label, axis) for several in moved.values() for label, axis in several]
+    factors = {dim: f"a factor of {label}" for label, axis in axes for dim in axis}
+    for name, several in moved.items():
+        target, size = changes[name], field_value(subject.source.config, name)
+        within = [] if several else [axis for axis in given if len(axis) == 1 and store.size(axis) == size]
+        told = [*several, *((factors[axis[0]], axis) for axis in within if axis[0] in factors)]
+        for label, axis in told:
             if axis in given:
                 raise fail(
                     PlanError,
