@@ -142,7 +142,17 @@ def _captured(
     goes on to check its inputs; its checks speak of sizes that grow."""
     values, inputs = supply.batch(source), supply.example(source)
     numbers = {k: b for k, b in (buffers or {}).items() if b.ndim == 0 and not b.is_floating_point()}
-    return capture(module, (), inputs, known=known, values=values, checks=False, buffers=numbers, led=led)
+    return capture(
+        module,
+        (),
+        inputs,
+        known=known,
+        values=values,
+        checks=False,
+        buffers=numbers,
+        led=led,
+        unknown=frozenset(),
+    )
 
 
 def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = quiet) -> Surgery:
@@ -174,6 +184,7 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
         *(f"config.{name} speaks of the same dim and grows along" for name in extra),
         *_taken_for_granted(anatomy.captured.branches),
         *([f"proved without {subject.unseen}"] if subject.unseen else []),
+        *(f"proved without {output}" for output in anatomy.captured.left_out),
     )
     stage("tracing the grown class")
     try:

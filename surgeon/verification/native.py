@@ -365,7 +365,7 @@ def _greedy(model: Any, new_tokens: int = 4) -> Tensor | None:
     }
     try:
         with torch.no_grad():
-            tokens: Tensor = model.generate(ids, **options)
+            tokens = model.generate(ids, **options)
     except Exception:  # some classes that say they generate want more than tokens
         return None
-    return tokens
+    return tokens if isinstance(tokens, Tensor) else None  # or give more
