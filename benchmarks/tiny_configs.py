@@ -450,7 +450,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "fun_asr_nano": {"adaptor_config.intermediate_size": 16},
     "granite_speech": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
     "granite_speech_plus": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
-    "granite_speech5_ctc": {"encoder_config.context_size": 16},
+    "granite_speech5_ctc": {"encoder_config.context_size": 16, "encoder_config.num_key_value_heads": 4},
     "qwen2_vl": TURNED,
     "qwen2_5_vl": {**TURNED, "vision_config.window_size": 32, "vision_config.fullatt_block_indexes": [1]},
     "qwen3_vl": TURNED,

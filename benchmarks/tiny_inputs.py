@@ -202,6 +202,16 @@ def words(config: Any) -> Inputs:
     return {"input_ids": torch.randint(10, 90, (BATCH, 7)), "attention_mask": mask}
 
 
+def embedded_picture(config: Any) -> Inputs:
+    """Words, and the rows of a picture, which the class else lays in an order that it draws."""
+    side = config.image_size // config.patch_size
+    return {
+        **words(config),
+        "image_embeds": torch.randn(BATCH, side * side, config.hidden_size),
+        "pixel_mask": torch.ones(BATCH, side, side, dtype=torch.long),
+    }
+
+
 def film(config: Any) -> Inputs:
     """Words, and a film of the largest size: one × pictures × channels × height × width. The class takes one
     example at a time."""
@@ -213,6 +223,10 @@ def film(config: Any) -> Inputs:
 def stacked(config: Any) -> Inputs:
     """A spectrogram of which each step is four frames, one behind the other: batch × steps × numbers."""
     return {"input_features": torch.randn(BATCH, 32, 4 * config.num_mel_bins), "attention_mask": held(32)}
+
+
+def stacked_of_encoder(config: Any) -> Inputs:
+    return stacked(config.encoder_config)
 
 
 def stacked_frames(config: Any) -> Inputs:
@@ -319,7 +333,9 @@ GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
     "glm_image": words,
     "higgs_audio_v2": uttered,
     "tvp": film,
+    "vilt": embedded_picture,
     "granite_speech5_encoder": stacked,
+    "granite_speech5_ctc": stacked_of_encoder,
     "fun_asr_nano_encoder": stacked_frames,
     "qwen3_asr_encoder": windows,
     "oneformer": told,

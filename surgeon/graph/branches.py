@@ -57,7 +57,7 @@ SIZED = {  # how many arguments come before the sizes
     interpolate: 1,
     pad: 1,
 }
-RUNS = {torch.unique_consecutive, Tensor.unique_consecutive}
+DISTINCT = {torch.unique_consecutive, Tensor.unique_consecutive, torch.unique, Tensor.unique}
 POSITIONS = {torch.nonzero, Tensor.nonzero, torch.where}
 ADDED = {torch.index_add, Tensor.index_add, Tensor.index_add_}
 RANDOM = re.compile(r"rand|normal|bernoulli|multinomial|uniform|exponential|empty_|dropout")
@@ -338,7 +338,9 @@ def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         return True
     if func in REPEATED:
         return len(_tensors_in(args, kwargs)) > 1
-    return func in RUNS and len(args) == 1 and not any(v not in (None, False) for v in kwargs.values())
+    if func not in DISTINCT or len(args) > 1:
+        return False
+    return not any(v not in (None, False) for name, v in kwargs.items() if name != "sorted")
 
 
 def _picked_by_mask(func: Any, args: tuple[Any, ...]) -> bool:

@@ -32,6 +32,7 @@ from surgeon.models.native import (
     own_name,
     refusal,
 )
+from surgeon.models.pictures import failure
 from surgeon.models.source import Source, TransformersSource
 from surgeon.models.supply import Supply
 from surgeon.models.ties import apart_in, untie
@@ -43,6 +44,8 @@ FEW = 3  # things named before a list is cut short
 LONG = 120  # characters, of what the model finds
 OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetensors file with tensors by name"
 GIVEN_INPUTS = "its inputs are your own: are their dtypes, shapes and numbers what its forward pass takes?"
+UNTRACED = "it fails so when it is called and not traced, too"
+FAULT = "either what it is given is not what it takes, or the class is at fault: stock transformers tells"
 KEPT_INPUTS = "its inputs are your own and keep their sizes: what is as wide as one of them cannot grow"
 Stage = Callable[[str], None]
 
@@ -126,8 +129,11 @@ def _first_captured(
         first, *others = error.diagnostics
         if error.code != "S210":
             raise
-        note = OWN_INPUTS if given is None else GIVEN_INPUTS
-        raise ModelError(replace(first, notes=(*first.notes, note)), *others) from error
+        notes, cause = (*first.notes, OWN_INPUTS if given is None else GIVEN_INPUTS), error.__cause__
+        failed = failure(module, supply.batch(module))
+        if failed is not None and (type(failed), str(failed)) == (type(cause), str(cause)):
+            first, notes = replace(first, help=FAULT), (*notes, UNTRACED)
+        raise ModelError(replace(first, notes=notes), *others) from error
 
 
 def _captured(
