@@ -667,6 +667,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "mask_decoder_config.mlp_dim": 88,
         "mask_decoder_config.iou_head_hidden_dim": 28,
     },
+    "timm_backbone": {"backbone": "test_resnet"},
     "uvdoc": {
         "backbone_config": {
             "model_type": "uvdoc_backbone",
