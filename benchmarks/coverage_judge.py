@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from surgeon.models.inputs import real_inputs
+from surgeon.models.supply import laid_in
 from surgeon.verification.rounding import DRAWS, round_otherwise
 
 SETTLED = 1e-4  # more moves no rounding of float32: a choice fell otherwise
@@ -211,7 +212,7 @@ def _double(value: Any) -> Any:
 
 def _outputs(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     with torch.no_grad():
-        result = model(**inputs)
+        result = model(**laid_in(inputs))
     plain = [v for v in result.values() if isinstance(v, Tensor)]
     several = plain or [v for v in tree_leaves(tuple(result.values())) if isinstance(v, Tensor)]
     return [v.double() for v in several if v.is_floating_point()] or [v.double() for v in several]

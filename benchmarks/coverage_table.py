@@ -21,6 +21,8 @@ RIGHT: tuple[tuple[str, str, str], ...] = (
     ),
     ("S303", "", "a softmax over the dim"),
     ("S331", "statistics are taken over them", "statistics over numbers that only a larger size makes"),
+    ("S210", "has no forward pass", "a class that is a set of parts, and computes nothing itself"),
+    ("S211", "only a pass of tensors can be traced", "an input that is an object with a state, no tensors"),
     ("S216", "", "random numbers that the class draws as it runs, and does not take as an input"),
 )
 """Refusals that are right: by code and what their text says, what it is that no weight can change.
@@ -47,7 +49,9 @@ def rightly(attempt: Row) -> str:
 
 def outcome(row: Row) -> str:
     if "together" not in row:
-        return "not captured" if "refusal" in row else "not tried"
+        if "refusal" not in row:
+            return "not tried"
+        return "refused rightly" if rightly(row) else "not captured"
     together = row["together"]
     if "exact" in together:
         return "grown as asked" if together["fields"] else "without a size of these names"
@@ -144,8 +148,9 @@ def _row(row: Row) -> str:
     errors = " | ".join(f"{best[k]:.1e}" if k in best else "" for k in ("exact", "native"))
     text = why.splitlines()[0].replace("|", "\\|")[:150] if why else ""
     text = re.sub(r"/\S*/(?=source)", "", text)  # the sweep's own folder
-    if "code" in together and together["code"] and rightly(together):
-        text = f"rightly, {rightly(together)}: {text}"
+    refused = together or row
+    if refused.get("code") and rightly(refused):
+        text = f"rightly, {rightly(refused)}: {text}"
     name = row["class"] + (" †" if row.get("given") else "")
     return f"| {name} | {row.get('dims', '')} | {grown} | {errors} | {_ways(row)} | {text} |"
 

@@ -189,6 +189,11 @@ EDGE: dict[str, Any] = {  # what its config's defaults mean, whose name of the a
     "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
     "fpn_hidden_size": 64,
 }
+WITHOUT_WORDS_BY_LAYER = {f"{part}_size_per_layer_input": 0 for part in ("hidden", "vocab")}
+ASSISTANT: dict[str, Any] = {  # every layer looks at keys and values of another model
+    "text_config.num_kv_shared_layers": LAYERS,
+    "text_config.layer_types": ["sliding_attention", "full_attention"],
+}
 VOCABULARY = {"<image>": 4, "<|extra_200|>": 7}
 
 TWEAKS: dict[str, dict[str, Any]] = {
@@ -255,10 +260,8 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"num_kv_shared_layers": 0, "laurel_rank": 10, "intermediate_size": [88, 88]},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 8]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
-    "gemma4_unified_assistant": {
-        "text_config.num_kv_shared_layers": LAYERS,
-        "text_config.layer_types": ["sliding_attention", "full_attention"],
-    },
+    "gemma4_unified_assistant": ASSISTANT,
+    "gemma4_assistant": {**ASSISTANT, "text_config.vocab_size_per_layer_input": 0},
     "beit": {"image_size": 32, **LAST_STAGE},
     "dinov2": {"image_size": 32, "mlp_ratio": 2, **LAST_STAGE},
     "dinov2_with_registers": {"image_size": 32, "mlp_ratio": 2, **LAST_STAGE},
@@ -447,7 +450,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "fun_asr_nano": {"adaptor_config.intermediate_size": 16},
     "granite_speech": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
     "granite_speech_plus": {"window_size": 15, "projector_config.encoder_hidden_size": 64},
-    "granite_speech5_ctc": {"encoder_config.context_size": 16},
+    "granite_speech5_ctc": {"encoder_config.context_size": 16, "encoder_config.num_key_value_heads": 4},
     "qwen2_vl": TURNED,
     "qwen2_5_vl": {**TURNED, "vision_config.window_size": 32, "vision_config.fullatt_block_indexes": [1]},
     "qwen3_vl": TURNED,
@@ -611,6 +614,11 @@ TWEAKS: dict[str, dict[str, Any]] = {
     **{key: {"quantization_dim": 128, "num_key_value_heads": 4} for key in ("neucodec", "xcodec2")},
     "xclip": {"projection_dim": 64},
     "xcodec": {"codebook_dim": 128},
+    "higgs_audio_v2_tokenizer": {  # 25 steps a second, as its files have, of both models
+        "acoustic_model_config.downsampling_ratios": [8, 5, 4, 2, 3],
+        "acoustic_model_config.upsampling_ratios": [8, 5, 4, 2, 3],
+        "acoustic_model_config.encoder_hidden_size": 4,
+    },
     "glm_image": TURNED,
     "clvp": {
         f"{part}_config.{field}": value
@@ -659,6 +667,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "mask_decoder_config.mlp_dim": 88,
         "mask_decoder_config.iou_head_hidden_dim": 28,
     },
+    "timm_backbone": {"backbone": "test_resnet"},
     "uvdoc": {
         "backbone_config": {
             "model_type": "uvdoc_backbone",
@@ -713,6 +722,11 @@ TWEAKS: dict[str, dict[str, Any]] = {
     },
 }
 """What the fields of a few types do not say: values that their classes need, or their defaults leave out."""
+
+BASES: dict[str, dict[str, Any]] = {
+    "gemma4_assistant": {"text_config": {"model_type": "gemma4_text"} | WITHOUT_WORDS_BY_LAYER},
+}
+"""What is given for a config to read defaults from, where the class refuses its own."""
 
 
 def shrink(values: dict[str, Any], layers: int | None = None) -> dict[str, Any]:
@@ -785,7 +799,7 @@ def _whole(value: Any) -> bool:
 
 def tiny_config(config_class: Any, changes: dict[str, Any] | None = None) -> Any:
     """A tiny config of a class; `changes` go over what was read from its defaults."""
-    values = shrink(config_class().to_dict())
+    values = shrink(config_class(**BASES.get(config_class.model_type, {})).to_dict())
     for field, value in (changes or {}).items():
         place, *parents = field.split(".")[::-1]
         inner = values

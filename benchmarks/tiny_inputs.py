@@ -137,6 +137,21 @@ def drafted(config: Any) -> Inputs:
     }
 
 
+def shared(config: Any) -> Inputs:
+    """A word to be, as a larger model has it, twice, and the keys and values that model looks at."""
+    text, length = config.text_config, 8
+    states = (BATCH, text.num_key_value_heads, length, text.head_dim)
+    held = [(kind, n) for kind in ("full_attention", "sliding_attention") for n in range(2)]
+    mask = torch.ones(BATCH, length, dtype=torch.long)
+    mask[-1, :2] = 0
+    return {
+        "inputs_embeds": torch.randn(BATCH, 1, 2 * config.backbone_hidden_size),
+        "position_ids": torch.full((BATCH, 1), length - 1),
+        "attention_mask": mask,
+        **{f"shared_kv_states.{kind}.{n}": torch.randn(states) for kind, n in held},
+    }
+
+
 def spoken(config: Any) -> Inputs:
     """Words, and a spectrogram of someone who says them: batch × bins × steps."""
     return {**words(config), "input_features": torch.randn(BATCH, config.decoder_config.feature_size, 40)}
@@ -187,6 +202,16 @@ def words(config: Any) -> Inputs:
     return {"input_ids": torch.randint(10, 90, (BATCH, 7)), "attention_mask": mask}
 
 
+def embedded_picture(config: Any) -> Inputs:
+    """Words, and the rows of a picture, which the class else lays in an order that it draws."""
+    side = config.image_size // config.patch_size
+    return {
+        **words(config),
+        "image_embeds": torch.randn(BATCH, side * side, config.hidden_size),
+        "pixel_mask": torch.ones(BATCH, side, side, dtype=torch.long),
+    }
+
+
 def film(config: Any) -> Inputs:
     """Words, and a film of the largest size: one × pictures × channels × height × width. The class takes one
     example at a time."""
@@ -198,6 +223,10 @@ def film(config: Any) -> Inputs:
 def stacked(config: Any) -> Inputs:
     """A spectrogram of which each step is four frames, one behind the other: batch × steps × numbers."""
     return {"input_features": torch.randn(BATCH, 32, 4 * config.num_mel_bins), "attention_mask": held(32)}
+
+
+def stacked_of_encoder(config: Any) -> Inputs:
+    return stacked(config.encoder_config)
 
 
 def stacked_frames(config: Any) -> Inputs:
@@ -295,6 +324,7 @@ GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
     "seggpt": prompted,
     "lightglue": matched,
     "efficientloftr": matched,
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), shared),
     "clvp": spoken,
     "voxtral_realtime": heard_as_said,
     "pi0": acting,
@@ -303,11 +333,14 @@ GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
     "glm_image": words,
     "higgs_audio_v2": uttered,
     "tvp": film,
+    "vilt": embedded_picture,
     "granite_speech5_encoder": stacked,
+    "granite_speech5_ctc": stacked_of_encoder,
     "fun_asr_nano_encoder": stacked_frames,
     "qwen3_asr_encoder": windows,
     "oneformer": told,
     "xcodec": sounding,
+    "higgs_audio_v2_tokenizer": sounding,
     "xcodec2": heard,
     "wavtokenizer": sounding,
     "wavtokenizer_encoder": sounding,

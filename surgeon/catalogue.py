@@ -101,7 +101,8 @@ where a folder is wanted); or an option is for model folders, and the model is a
     "S210": """torch.export could not trace the model.
 Usually a Python branch on the values of a tensor. The note gives the line in the model.""",
     "S211": """surgeon does not know how to make up this model's main input.
-Give inputs of your own: --inputs FILE, a safetensors file with a tensor for each input by its name.""",
+Give inputs of your own: --inputs FILE, a safetensors file with a tensor for each input by its name. An input
+that is an object with a state, and no tensors, cannot be given: the parts that read tensors can be grown.""",
     "S212": """The model branches on the values of its inputs, and the proof's take another path than traced.
 What the trace took for granted is asserted in the graph; surgeon answered for the inputs and was wrong.""",
     "S213": """The graph that was traced gives other outputs on the same inputs than stock transformers, or
@@ -125,7 +126,8 @@ The message is its own. A broken generation_config.json is one cause, a missing 
     "S223": """The weights are quantised.
 A grown weight has to hold what the plan gives it to the last bit: what a few bits can say is not enough.""",
     "S224": """The inputs given to trace and prove with cannot be read, or the class takes none of that name.
-A safetensors file holds a tensor for each input, by the name that the class's forward pass gives it.""",
+A safetensors file holds a tensor for each input, by the name that the class's forward pass gives it; of one
+that holds several, `states.full.0` is the first of a tuple that `full` names in the mapping `states`.""",
     "S225": """The folder holds an adapter, such as LoRA's, alone or beside its base model.
 With peft installed stock transformers adds it to the model that it loads, so the base weights alone are
 another function. Merge it first, and grow what comes out.""",

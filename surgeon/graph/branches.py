@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from surgeon.graph.places import is_machinery, short
 from surgeon.graph.reading import of_numbers
@@ -57,7 +57,7 @@ SIZED = {  # how many arguments come before the sizes
     interpolate: 1,
     pad: 1,
 }
-RUNS = {torch.unique_consecutive, Tensor.unique_consecutive}
+DISTINCT = {torch.unique_consecutive, Tensor.unique_consecutive, torch.unique, Tensor.unique}
 POSITIONS = {torch.nonzero, Tensor.nonzero, torch.where}
 ADDED = {torch.index_add, Tensor.index_add, Tensor.index_add_}
 RANDOM = re.compile(r"rand|normal|bernoulli|multinomial|uniform|exponential|empty_|dropout")
@@ -97,10 +97,11 @@ class Branches(TorchFunctionMode):
     def know(self, traced: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         """Answer for these tensors as their values, by the same names, would."""
         with _disable_current_modes():
-            for name, tensor in traced.items():
-                if isinstance(tensor, Tensor) and isinstance(values.get(name), Tensor):
-                    self._known[id(tensor)] = tensor, values[name].clone()
-                    self._given.add(id(tensor))
+            for name in traced.keys() & values.keys():
+                for tensor, value in zip(tree_leaves(traced[name]), tree_leaves(values[name]), strict=False):
+                    if isinstance(tensor, Tensor) and isinstance(value, Tensor):
+                        self._known[id(tensor)] = tensor, value.clone()
+                        self._given.add(id(tensor))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -337,7 +338,9 @@ def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         return True
     if func in REPEATED:
         return len(_tensors_in(args, kwargs)) > 1
-    return func in RUNS and len(args) == 1 and not any(v not in (None, False) for v in kwargs.values())
+    if func not in DISTINCT or len(args) > 1:
+        return False
+    return not any(v not in (None, False) for name, v in kwargs.items() if name != "sorted")
 
 
 def _picked_by_mask(func: Any, args: tuple[Any, ...]) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import traceback
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from surgeon.graph.kept import left_as_it_is
 from surgeon.graph.parts import PARTS
 from surgeon.graph.places import is_machinery, overload_name, place_of, short
 from surgeon.graph.reading import Reading, within
+from surgeon.graph.returned import leaving_out, unknown_kind
 
 
 def capture(
@@ -45,12 +45,15 @@ def capture(
     checks: bool = True,
     buffers: Mapping[str, Tensor] | None = None,
     led: bool = False,
+    unknown: frozenset[str] | None = None,
 ) -> Captured:
     """Capture `module` (in eval mode, on any device; meta is enough). `known` are the ops, by name with
     or without overload, that have a rule and need not be taken apart. Where the module branches on the
     values of its inputs, it is traced as `values` of them lead (see :mod:`surgeon.graph.branches`), and
     where on those of `buffers`, by name, as they lead. `led`: that it does is known, of another size of it.
     Without `checks` the graph leaves out what the module makes sure of as it runs, by the values of tensors.
+    `unknown` are classes of which values are no outputs; where it is not None, those that torch.export does
+    not know are left out like them.
 
     Raises ModelError S210 with the place in the model where it cannot be captured.
     """
@@ -60,8 +63,9 @@ def capture(
             warnings.simplefilter("ignore")
             silent, checked = silently(), contextlib.nullcontext() if checks else _unchecked()
             # Lazy: the code of graphs that none runs is not made.
-            kept = left_as_it_is(module)
+            kept, outputs = left_as_it_is(module), leaving_out(module, unknown or ())
             with (
+                outputs as left_out,
                 within(module, Reading()),
                 _use_lazy_graph_module(True),
                 silent,
@@ -77,8 +81,12 @@ def capture(
                     program = _taken_apart(program, known)
                 canonical(program.graph)
     except Exception as error:
-        raise _refusal(module, error) from error
-    captured = replace(describe(program, module), led=led)
+        kind = unknown_kind(error)
+        if unknown is None or kind is None or kind in unknown:
+            raise _refusal(module, error) from error
+        more = unknown | {kind}
+        return capture(module, args, kwargs, dynamic_shapes, known, values, checks, buffers, led, more)
+    captured = replace(describe(program, module), led=led, left_out=tuple(left_out))
     for name, value in captured.constants.items():
         reader = next((n for n in captured.nodes if name in {i.name for i in n.all_input_nodes}), None)
         if value.is_meta and reader is not None:
@@ -241,12 +249,12 @@ def _refusal(module: nn.Module, error: Exception) -> ModelError:
             notes=notes,
             help="a graph has one size and one path: give what tells them as inputs, if it takes them",
         )
-    unknown = re.search(r"Found <class '([^']+)'> in output, which is not a known type", text)
-    if unknown is not None:
+    kind = unknown_kind(error)
+    if kind is not None:
         return fail(
             ModelError,
             "S210",
-            f"{type(module).__name__} returns a {unknown[1]}, in which torch.export finds no tensors",
+            f"{type(module).__name__} returns a {kind}, in which torch.export finds no tensors",
             help="register it: a dataclass by torch.export.register_dataclass, others by torch.utils._pytree",
         )
     return fail(

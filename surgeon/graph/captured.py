@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import OutputKind, OutputSpec
+from torch.export.graph_signature import InputKind, OutputKind, OutputSpec
 from torch.utils._pytree import TreeSpec
 
 from surgeon.graph.places import ASSERTION, op_name
@@ -45,6 +45,19 @@ class Captured:
     shapes: Mapping[str, tuple[tuple[int, ...] | None, ...]] = field(repr=False)
     layers: Mapping[str, str] = field(default_factory=dict, repr=False)  # parameter name -> its layer's op
     led: bool = False  # whether the values of inputs led the trace
+    left_out: tuple[str, ...] = ()  # in words, of what the module returns
+
+    def placed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments that were given by name, and may hold several tensors, by the placeholders that stand for
+        what they hold."""
+        takes = self.program.call_spec.in_spec
+        assert takes is not None
+        _, named = takes.children()
+        parts = zip(named.context, named.children(), strict=True)
+        leaves = [leaf for name, spec in parts for leaf in spec.flatten_up_to(inputs[name])]
+        specs = self.program.graph_signature.input_specs
+        given = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
+        return dict(zip(given, leaves, strict=True))
 
     @property
     def unread(self) -> list[str]:
@@ -88,8 +101,8 @@ class Captured:
         """The tensors that the model returns, each with the names or numbers that lead to it in what it
         returns, joined by dots: ``text_model_output.pooler_output``; empty for one that stands alone."""
         given = [node for spec, node in self._outputs if spec.kind is OutputKind.USER_OUTPUT]
-        paths = _paths(self.program.call_spec.out_spec) if given else []
-        named = zip(paths, given, strict=True)
+        ways = paths(self.program.call_spec.out_spec) if given else []
+        named = zip(ways, given, strict=True)
         return [(".".join(path), node) for path, node in named if isinstance(node, fx.Node)]
 
     @property
@@ -150,7 +163,7 @@ def describe(program: torch.export.ExportedProgram, module: nn.Module) -> Captur
     )
 
 
-def _paths(spec: TreeSpec) -> list[tuple[str, ...]]:
+def paths(spec: TreeSpec) -> list[tuple[str, ...]]:
     """The way to each leaf of what a model returns: keys and field names, else numbers."""
     if spec.is_leaf():
         return [()]
@@ -160,7 +173,7 @@ def _paths(spec: TreeSpec) -> list[tuple[str, ...]]:
         (fields, _) = fields  # of a dataclass, the fields that hold something, and those that hold nothing
     named = isinstance(fields, (list, tuple)) and all(isinstance(key, (str, int)) for key in fields)
     keys = [str(key) for key in fields] if named else [str(i) for i in range(len(parts))]
-    return [(key, *path) for key, part in zip(keys, parts, strict=True) for path in _paths(part)]
+    return [(key, *path) for key, part in zip(keys, parts, strict=True) for path in paths(part)]
 
 
 def _layers(module: nn.Module) -> dict[str, str]:

@@ -92,7 +92,8 @@ def _among_words(
 def _looked_at(module: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
     """The names of what the model is given to look at, its main input first."""
     if type(module).forward is nn.Module.forward:
-        raise fail(ModelError, "S210", f"{type(module).__name__} has no forward pass", help="grow its parts")
+        said = f"{type(module).__name__} has no forward pass"
+        raise fail(ModelError, "S210", said, help=_instead(module))
     main = str(getattr(module, "main_input_name", "input_ids"))
     if main == "inputs" or main not in accepted:  # says nothing of what it is, or is only inherited
         needed = (name for name, input_ in accepted.items() if needs(input_))
@@ -118,12 +119,32 @@ def _refuse_unknown(
 
 
 def _unknown(module: nn.Module, name: str) -> ModelError:
+    accepted = inspect.signature(module.forward).parameters
+    kind = accepted[name].annotation if name in accepted else None
+    if isinstance(kind, type) and not _may_hold_tensors(kind):
+        said = f"{type(module).__name__} reads {name}, a {kind.__name__}"
+        said += ": only a pass of tensors can be traced"
+        return fail(ModelError, "S211", said, help=_instead(module))
     return fail(
         ModelError,
         "S211",
         f"{type(module).__name__} reads {name}, which surgeon cannot make up",
         help="give inputs of your own: --inputs FILE, a safetensors file with tensors by name",
     )
+
+
+def _may_hold_tensors(kind: type) -> bool:
+    """Whether an input of this class can be made of tensors by name: not one of a class with a state."""
+    return kind.__module__.partition(".")[0] in ("torch", "builtins", "inspect") or issubclass(kind, Mapping)
+
+
+def _instead(module: nn.Module) -> str:
+    """What can be grown of a class that cannot be run on tensors."""
+    parts = [(name, part) for name, part in module.named_children() if hasattr(part, "save_pretrained")]
+    if not parts:
+        return "grow the model that it is a part of"
+    named = ", ".join(f"{name} ({type(part).__name__})" for name, part in parts)
+    return f"grow its parts, each as its own save_pretrained saves it: {named}"
 
 
 def _ways(config: Any, accepted: Mapping[str, inspect.Parameter], names: Sequence[str]) -> list[Way]:

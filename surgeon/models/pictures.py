@@ -110,16 +110,21 @@ def table_of(
 
 
 def runs_on(module: nn.Module, inputs: Mapping[str, Any]) -> bool:
-    """Whether the class runs on inputs of these shapes, without data. It is told that it is traced: what it
-    keeps for the next call would have none either."""
+    """Whether the class runs on inputs of these shapes, without data."""
+    return failure(module, inputs) is None
+
+
+def failure(module: nn.Module, inputs: Mapping[str, Any]) -> Exception | None:
+    """The error with which the class, called without data, fails on inputs of these shapes; None where it
+    runs. It is told that it is traced: what it keeps for the next call would have no data either."""
     empty = _on_meta(module)
     told = patch.object(torch.compiler, "is_compiling", return_value=True)
     try:
         with left_as_it_is(empty), _without_data(inputs) as given, told:
             empty(**given)
-    except Exception:  # of whatever kind: a class has its own way to refuse
-        return False
-    return True
+    except Exception as error:  # of whatever kind: a class has its own way to refuse
+        return error
+    return None
 
 
 def _reader(module: nn.Module) -> Callable[..., Any] | None:

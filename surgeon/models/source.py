@@ -132,9 +132,13 @@ def _from_config(
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = content.get("model_type")
-    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
     architecture = _architecture(content, name)
-    if content.get("auto_map") and not (known and _stock_class(architecture) is not None):
+    stock = _stock_class(architecture)
+    # A part of a model, saved by itself, has a type that only its class knows.
+    own = getattr(stock, "config_class", None)
+    listed = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    known = listed or (model_type is not None and getattr(own, "model_type", None) == model_type)
+    if content.get("auto_map") and not (known and stock is not None):
         if not trust_remote_code:
             raise fail(
                 ModelError,
@@ -154,9 +158,8 @@ def _from_config(
             help=f"did you mean {near[0]}?" if near else "does it need a newer transformers?",
         )
     try:
-        config = CONFIG_MAPPING[model_type].from_dict(
-            json.loads(json.dumps(content), object_hook=_special_float)
-        )
+        config_class: Any = CONFIG_MAPPING[model_type] if listed else own
+        config = config_class.from_dict(json.loads(json.dumps(content), object_hook=_special_float))
     except Exception as error:
         raise fail(ModelError, "S220", f"{name}: its class refuses its config: {reason(error)}") from error
     return TransformersSource(name, config, _model_class(architecture, config, name), folder, content)

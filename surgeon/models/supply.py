@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from surgeon.errors import ModelError, fail
 from surgeon.language.report import nearest
@@ -30,11 +31,12 @@ class Supply:
         if self.given is None:
             return real_inputs(module, seed, self.pictures)
         accepted = inspect.signature(module.forward).parameters
-        for name in self.given:
+        given = laid_in(self.given)
+        for name in given:
             if name not in accepted:
                 said = f"{type(module).__name__} takes no input {name}"
                 raise fail(ModelError, "S224", said, help=nearest(name, accepted))
-        return {**self.given, **({"use_cache": False} if "use_cache" in accepted else {})}
+        return {**given, **({"use_cache": False} if "use_cache" in accepted else {})}
 
     def batches(self, module: nn.Module, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """A batch for each seed; of the user's own there is one."""
@@ -44,7 +46,38 @@ class Supply:
         """The first batch on meta, for capture. Sizes are fixed: the class, not the graph, is the result, and
         a graph with symbolic sizes takes three times as long to trace."""
         batch = self.batch(module)
-        return {name: v.to("meta") if isinstance(v, Tensor) else v for name, v in batch.items()}
+        made: dict[str, Any] = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, batch)
+        return made
+
+
+def laid_in(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of which some lie within others: ``states.full.0`` is the first of a tuple, which `full` names
+    in the mapping ``states``. Names that are numbers are places in a tuple. Raises ModelError S224 where a
+    place is missing, or where a name is that of a tensor and of what lies within."""
+    whole = {name: value for name, value in given.items() if "." not in name}
+    apart: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        first, dot, rest = name.partition(".")
+        if dot:
+            apart.setdefault(first, {})[rest] = value
+        if first in apart and first in whole:
+            raise fail(ModelError, "S224", f"{first} is given whole, and in parts too")
+    return {**whole, **{name: _numbered(name, laid_in(parts)) for name, parts in apart.items()}}
+
+
+def _numbered(name: str, parts: dict[str, Any]) -> Any:
+    """A tuple, where what lies within is named by numbers."""
+    if not all(part.isdecimal() for part in parts):
+        return parts
+    places = sorted(parts, key=int)
+    if places != [str(n) for n in range(len(parts))]:
+        raise fail(
+            ModelError,
+            "S224",
+            f"{name} is given in the parts {', '.join(places)}, which are no places of a tuple",
+            expected="all from 0 on",
+        )
+    return tuple(parts[place] for place in places)
 
 
 def read_inputs(file: Path) -> dict[str, Tensor]:

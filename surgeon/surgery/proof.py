@@ -63,7 +63,7 @@ def prove_folders(
     subject, plan = surgery.subject, surgery.plan
     assert isinstance(subject.source, TransformersSource)
     rounded_to = main_dtype(grown.checkpoint) if grown is not None else None
-    inputs = subject.supply.batch(subject.module)
+    inputs = plan.anatomy.captured.placed(subject.supply.batch(subject.module))
     pair = Pair(
         plan,
         source.open,
@@ -173,7 +173,7 @@ def prove_sample(
     were written as the plan says. Stock transformers is not run."""
     subject, plan = surgery.subject, surgery.plan
     sample = draw(plan)
-    inputs = subject.supply.batch(subject.module)
+    inputs = plan.anatomy.captured.placed(subject.supply.batch(subject.module))
     buffers = {**subject.buffers, **stored.buffers()}
     pair = Pair(plan, stored.open, inputs, None, surgery.grown_buffers, buffers, sample=sample)
     run = coexecute(pair, device, watched_nodes(plan) - sample.unrun - sample.stands.keys())

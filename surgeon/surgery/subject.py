@@ -32,6 +32,7 @@ from surgeon.models.native import (
     own_name,
     refusal,
 )
+from surgeon.models.pictures import failure
 from surgeon.models.source import Source, TransformersSource
 from surgeon.models.supply import Supply
 from surgeon.models.ties import apart_in, untie
@@ -43,6 +44,8 @@ FEW = 3  # things named before a list is cut short
 LONG = 120  # characters, of what the model finds
 OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetensors file with tensors by name"
 GIVEN_INPUTS = "its inputs are your own: are their dtypes, shapes and numbers what its forward pass takes?"
+UNTRACED = "it fails so when it is called and not traced, too"
+FAULT = "either what it is given is not what it takes, or the class is at fault: stock transformers tells"
 KEPT_INPUTS = "its inputs are your own and keep their sizes: what is as wide as one of them cannot grow"
 Stage = Callable[[str], None]
 
@@ -126,8 +129,11 @@ def _first_captured(
         first, *others = error.diagnostics
         if error.code != "S210":
             raise
-        note = OWN_INPUTS if given is None else GIVEN_INPUTS
-        raise ModelError(replace(first, notes=(*first.notes, note)), *others) from error
+        notes, cause = (*first.notes, OWN_INPUTS if given is None else GIVEN_INPUTS), error.__cause__
+        failed = failure(module, supply.batch(module))
+        if failed is not None and (type(failed), str(failed)) == (type(cause), str(cause)):
+            first, notes = replace(first, help=FAULT), (*notes, UNTRACED)
+        raise ModelError(replace(first, notes=notes), *others) from error
 
 
 def _captured(
@@ -142,7 +148,17 @@ def _captured(
     goes on to check its inputs; its checks speak of sizes that grow."""
     values, inputs = supply.batch(source), supply.example(source)
     numbers = {k: b for k, b in (buffers or {}).items() if b.ndim == 0 and not b.is_floating_point()}
-    return capture(module, (), inputs, known=known, values=values, checks=False, buffers=numbers, led=led)
+    return capture(
+        module,
+        (),
+        inputs,
+        known=known,
+        values=values,
+        checks=False,
+        buffers=numbers,
+        led=led,
+        unknown=frozenset(),
+    )
 
 
 def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = quiet) -> Surgery:
@@ -174,6 +190,7 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
         *(f"config.{name} speaks of the same dim and grows along" for name in extra),
         *_taken_for_granted(anatomy.captured.branches),
         *([f"proved without {subject.unseen}"] if subject.unseen else []),
+        *(f"proved without {output}" for output in anatomy.captured.left_out),
     )
     stage("tracing the grown class")
     try:
@@ -218,7 +235,10 @@ def _grown_class(
 
 def _refuse_wide_inputs(subject: Subject, changes: Mapping[str, Size]) -> None:
     """Raise PlanError S301 where a field moves an axis of a parameter that an input of the model has, too:
-    who makes the input would have to make another, and the larger class does not take it as it is."""
+    who makes the input would have to make another, and the larger class does not take it as it is. A field
+    that moves no axis alone, as the number of heads that an input holds, moves it where it is a factor of one
+    that other fields move."""
+    assert isinstance(subject.source, TransformersSource)
     store, inputs = subject.anatomy.store, subject.anatomy.captured.inputs
     given = {
         store.resolve(axis): f"{node}[{i}]"
@@ -226,9 +246,14 @@ def _refuse_wide_inputs(subject: Subject, changes: Mapping[str, Size]) -> None:
         for value in subject.anatomy.values[node]
         for i, axis in enumerate(value.axes if value is not None else ())
     }
-    for name, target in changes.items():
-        moved = _moved_axes(subject, name) if isinstance(target, int) else ()
-        for label, axis in moved:
+    moved = {name: _moved_axes(subject, name) for name, target in changes.items() if isinstance(target, int)}
+    axes = [(label, axis) for several in moved.values() for label, axis in several]
+    factors = {dim: f"a factor of {label}" for label, axis in axes for dim in axis}
+    for name, several in moved.items():
+        target, size = changes[name], field_value(subject.source.config, name)
+        within = [] if several else [axis for axis in given if len(axis) == 1 and store.size(axis) == size]
+        told = [*several, *((factors[axis[0]], axis) for axis in within if axis[0] in factors)]
+        for label, axis in told:
             if axis in given:
                 raise fail(
                     PlanError,

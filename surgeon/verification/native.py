@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.errors import ModelError, SurgeonError, fail
@@ -262,7 +263,7 @@ def _answers(
     give, as what a part of it saw on the way."""
     device = next(model.parameters()).device
     with torch.no_grad():
-        result = model(**{name: _cast(value, dtype, device) for name, value in inputs.items()})
+        result = model(**tree_map(lambda value: _cast(value, dtype, device), dict(inputs)))
     seen = {path: found for path in asked if (found := _at(result, path)) is not None}
     # Floats stay in their own dtype: over many words, their float64 would be the largest tensor of all.
     return {p: torch.atleast_1d(v if v.is_floating_point() else v.double()) for p, v in seen.items()}
@@ -364,7 +365,7 @@ def _greedy(model: Any, new_tokens: int = 4) -> Tensor | None:
     }
     try:
         with torch.no_grad():
-            tokens: Tensor = model.generate(ids, **options)
+            tokens = model.generate(ids, **options)
     except Exception:  # some classes that say they generate want more than tokens
         return None
-    return tokens
+    return tokens if isinstance(tokens, Tensor) else None  # or give more

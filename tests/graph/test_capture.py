@@ -254,6 +254,22 @@ def test_rows_that_inputs_count_are_numbers_of_the_graph_and_asserted() -> None:
         assert caught.value.code == "S212"
 
 
+def test_a_path_for_each_of_the_numbers_that_an_input_holds_is_one_path() -> None:
+    class Grouped(nn.Module):
+        def forward(self, x: Tensor, groups: Tensor) -> Tensor:
+            return torch.stack([x[groups == group].sum(0) * group for group in groups.unique()])
+
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    groups = torch.tensor([5, 2, 5, 5, 2, 9])
+    values = {"x": x, "groups": groups}
+    captured = capture(Grouped(), (), {k: v.to("meta") for k, v in values.items()}, values=values)
+    given = dict(zip(captured.inputs, values.values(), strict=True))
+    torch.testing.assert_close(computed(captured, given), Grouped()(**values).double())
+    with pytest.raises(ModelError) as caught:
+        computed(captured, {**given, "groups": groups.flip(0)})
+    assert caught.value.code == "S212"
+
+
 def test_sizes_that_inputs_name_are_numbers_of_the_graph() -> None:
     class Sized(nn.Module):
         def forward(self, x: Tensor, sizes: Tensor) -> Tensor:

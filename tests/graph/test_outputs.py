@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import namedtuple
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.errors import ModelError
 from surgeon.graph.capture import capture
 
 
@@ -45,3 +47,39 @@ def test_outputs_have_the_names_that_lead_to_them() -> None:
     assert added == {"logits": 1, "pair.low": 2, "pair.high.0": 3}
     ((alone, _),) = capture(nn.Linear(3, 4).eval(), (torch.zeros(2, 3),)).outputs
     assert alone == ""
+
+
+class Memory:
+    """A class that torch.export does not know."""
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        y = self.linear(x)
+        return {"seen": (Memory(), y), "memory": Memory(), "y": y + 1}
+
+
+def test_what_no_tensors_are_found_in_is_left_out_and_said() -> None:
+    given = (torch.randn(2, 3),)
+    module = Remembering().eval()
+    captured = capture(module, given, unknown=frozenset())
+    assert [path for path, _ in captured.outputs] == ["seen.1", "y"]
+    unknown = "a test_outputs.Memory, in which torch.export finds no tensors"
+    assert captured.left_out == (f"the output seen.0, {unknown}", f"the output memory, {unknown}")
+    assert isinstance(module(*given)["memory"], Memory)  # the module is as it was
+    with pytest.raises(ModelError, match=r"returns a test_outputs\.Memory, in which") as caught:
+        capture(module, given)
+    assert caught.value.code == "S210"
+
+
+def test_a_module_that_returns_no_tensors_is_refused() -> None:
+    class Nothing(nn.Module):
+        def forward(self, x: Tensor) -> Memory:
+            return Memory()
+
+    with pytest.raises(ModelError, match=r"returns a test_outputs\.Memory, in which"):
+        capture(Nothing(), (torch.randn(2, 3),), unknown=frozenset())

@@ -293,3 +293,26 @@ def test_a_module_in_memory() -> None:
     source = from_factory_value((module, [torch.zeros(1, 2)]), "mine")
     assert source.module is module
     assert isinstance(source.args, tuple)
+
+
+def test_a_part_that_was_saved_by_itself_grows(tmp_path: Path) -> None:
+    """Its model type stands in no table of transformers: the class that its config names knows it."""
+    config = transformers.BarkSemanticConfig(
+        input_vocab_size=50, output_vocab_size=50, hidden_size=16, num_layers=1, num_heads=2, block_size=32
+    )
+    torch.manual_seed(0)
+    model = transformers.BarkSemanticModel(config)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path / "part")
+    source = open_source(str(tmp_path / "part"))
+    assert isinstance(source, TransformersSource) and source.model_class is transformers.BarkSemanticModel
+    (tmp_path / "wide.surgery").write_text("recipe wide() {\n    grow hidden, heads by 2\n}\n")
+    surgeon.apply(tmp_path / "wide.surgery", tmp_path / "part", tmp_path / "wide", device="cpu")
+    ids = torch.arange(12).reshape(2, 6)
+    small, large = (
+        transformers.BarkSemanticModel.from_pretrained(tmp_path / place).eval() for place in ("part", "wide")
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(large(ids).logits, small(ids).logits, rtol=0, atol=1e-5)
+    assert large.config.hidden_size == 32

@@ -14,7 +14,7 @@ from torch import Tensor
 import surgeon
 from surgeon import cli
 from surgeon.errors import ModelError, PlanError
-from surgeon.models.supply import Supply
+from surgeon.models.supply import Supply, laid_in
 from surgeon.verification.native import observe
 
 RECIPE = "recipe wider() {\n    grow hidden by 2\n    noise linear at 10 dB\n}\n"
@@ -104,6 +104,72 @@ def test_what_is_as_wide_as_an_input_of_ones_own_does_not_grow(decider: Path) ->
     assert "it is one dim with model.layers.0." in str(caught.value)
 
 
+def test_inputs_within_inputs_are_named_by_their_way() -> None:
+    a, b, c = (torch.full((2,), n) for n in range(3))
+    laid = laid_in({"x": a, "states.full.1": b, "states.full.0": c, "states.near": a})
+    assert laid["x"] is a and laid["states"]["near"] is a
+    assert laid["states"]["full"][0] is c and laid["states"]["full"][1] is b
+    for wrong, said in (
+        ({"x": a, "x.0": b}, "x is given whole, and in parts too"),
+        ({"x.0": a, "x": b}, "x is given whole, and in parts too"),
+        ({"x.0": a, "x.2": b}, "x is given in the parts 0, 2, which are no places of a tuple"),
+    ):
+        with pytest.raises(ModelError, match=said) as caught:
+            laid_in(wrong)
+        assert caught.value.code == "S224"
+
+
+def shared() -> dict[str, Tensor]:
+    """The next word as a larger model has it, and what that model's attention keeps: pairs in a mapping."""
+    generator = torch.Generator().manual_seed(1)
+    kinds = [(kind, n) for kind in ("full_attention", "sliding_attention") for n in range(2)]
+    states = {
+        f"shared_kv_states.{kind}.{n}": torch.randn(2, 2, 6, 4, generator=generator) for kind, n in kinds
+    }
+    return {"inputs_embeds": torch.randn(2, 1, 24, generator=generator), **states}
+
+
+def test_a_class_grows_on_tensors_within_its_inputs(decider: Path) -> None:
+    text = hf.Gemma4UnifiedTextConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        global_head_dim=4,
+        num_kv_shared_layers=2,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    config = hf.Gemma4UnifiedAssistantConfig(text_config=text, backbone_hidden_size=12)
+    model = hf.Gemma4UnifiedAssistantForCausalLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(decider / "assistant")
+    recipe, out = decider / "wider.surgery", decider / "wide"
+    result = surgeon.apply(recipe, decider / "assistant", out, example_inputs=shared(), device="cpu")
+    assert result.report.native is not None and result.report.native.passed
+    states = shared()
+    pairs = {
+        kind: tuple(states[f"shared_kv_states.{kind}.{n}"].double() + 1 for n in range(2))  # not the proof's
+        for kind in ("full_attention", "sliding_attention")
+    }
+    seen = []
+    for place in (decider / "assistant", out):
+        stock = hf.Gemma4UnifiedAssistantForCausalLM.from_pretrained(place, dtype=torch.float64).eval()
+        with torch.no_grad():
+            seen.append(stock(inputs_embeds=states["inputs_embeds"].double(), shared_kv_states=pairs))
+    assert stock.config.text_config.hidden_size == 32
+    torch.testing.assert_close(seen[1].logits, seen[0].logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(seen[1].last_hidden_state, seen[0].last_hidden_state, rtol=0, atol=1e-5)
+    heads = decider / "heads.surgery"
+    heads.write_text("recipe more() {\n    grow heads by 2\n}\n")
+    with pytest.raises(PlanError, match="an input of the model is as wide, shared_kv_states_") as caught:
+        surgeon.plan(heads, decider / "assistant", example_inputs=shared())
+    assert caught.value.code == "S301"
+
+
 def test_wrong_inputs_are_told(decider: Path) -> None:
     source, recipe = decider / "source", decider / "wider.surgery"
     nonsense = decider / "inputs.txt"
@@ -132,3 +198,4 @@ def test_inputs_that_the_class_cannot_take_are_doubted(decider: Path) -> None:
         surgeon.plan(decider / "wider.surgery", decider / "source", example_inputs=given)
     assert caught.value.code == "S210"
     assert "note: its inputs are your own: are their dtypes, shapes and numbers" in str(caught.value)
+    assert "note: it fails so when it is called and not traced, too" in str(caught.value)
