@@ -17,7 +17,7 @@ from surgeon.checkpoints.staging import refuse_existing, refuse_source, writing_
 from surgeon.errors import CheckpointError, LanguageError, ModelError, PlanError, fail
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
-from surgeon.language.report import listing
+from surgeon.language.loading import not_one
 from surgeon.language.syntax import Program, Recipe
 from surgeon.models.source import (
     ModuleSource,
@@ -84,17 +84,8 @@ def _read(recipe: str | Path, settings: Mapping[str, str] | None) -> tuple[Progr
     path, colon, name = str(recipe).rpartition(":")
     named = bool(colon) and not os.path.lexists(recipe)
     program = load(path, settings or {}, name) if named else load(recipe, settings or {})
-    if not program.recipes:
-        raise fail(LanguageError, "S137", f"{recipe} declares no recipe", expected="recipe NAME() { … }")
-    if len(program.recipes) > 1:
-        known = [each.name for each in program.recipes]
-        raise fail(
-            LanguageError,
-            "S135",
-            f"{recipe} declares several recipes",
-            expected=listing(known),
-            help=f"name the one to use: {recipe}:{known[0]}",
-        )
+    if len(program.recipes) != 1:
+        raise LanguageError(not_one(str(recipe), [each.name for each in program.recipes]))
     return program, program.recipes[0]
 
 
