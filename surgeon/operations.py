@@ -17,9 +17,10 @@ from surgeon.checkpoints.staging import refuse_existing, refuse_source, writing_
 from surgeon.errors import CheckpointError, LanguageError, ModelError, PlanError, fail
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
-from surgeon.language.report import listing
+from surgeon.language.loading import not_one
 from surgeon.language.syntax import Program, Recipe
 from surgeon.models.source import (
+    ModuleSource,
     Source,
     TransformersSource,
     from_factory_value,
@@ -34,7 +35,7 @@ from surgeon.planning.plan import Plan, plan_growth
 from surgeon.running.ranks import Ranks, joined, local_rank
 from surgeon.surgery.folder import apply_folder
 from surgeon.surgery.forecast import Forecast, forecast_planned, forecast_stored
-from surgeon.surgery.module import apply_module
+from surgeon.surgery.module import apply_module, prove_modules
 from surgeon.surgery.proof import main_dtype, prove_folders
 from surgeon.surgery.result import Delivery, Result
 from surgeon.surgery.subject import Stage, Subject, Surgery, examine, plan_surgery, quiet
@@ -83,17 +84,8 @@ def _read(recipe: str | Path, settings: Mapping[str, str] | None) -> tuple[Progr
     path, colon, name = str(recipe).rpartition(":")
     named = bool(colon) and not os.path.lexists(recipe)
     program = load(path, settings or {}, name) if named else load(recipe, settings or {})
-    if not program.recipes:
-        raise fail(LanguageError, "S137", f"{recipe} declares no recipe", expected="recipe NAME() { … }")
-    if len(program.recipes) > 1:
-        known = [each.name for each in program.recipes]
-        raise fail(
-            LanguageError,
-            "S135",
-            f"{recipe} declares several recipes",
-            expected=listing(known),
-            help=f"name the one to use: {recipe}:{known[0]}",
-        )
+    if len(program.recipes) != 1:
+        raise LanguageError(not_one(str(recipe), [each.name for each in program.recipes]))
     return program, program.recipes[0]
 
 
@@ -298,18 +290,26 @@ def verify(
     trust_remote_code: bool = False,
     stage: Stage = quiet,
 ) -> Report:
-    """Whether `target` computes the function of `source`: two transformers folders.
+    """Whether `target` computes the function of `source`: two transformers folders, or two plain modules.
 
     The logits are to be the same, or all outputs where there are none; what else comes out scaled is said.
-    The growth is read off the two configs; a weight that breaks it is located at the first node that
-    diverges. Raises PlanError when the two are no source and growth, NotPreserved never: see
+    The growth is read off the two classes or modules; a weight that breaks it is located at the first node
+    that diverges. Raises PlanError when the two are no source and growth, NotPreserved never: see
     ``report.preserved``.
     """
     where = device_of(device)
-    small, large = (_source(str(given), example_inputs, trust_remote_code) for given in (source, target))
+    small, large = (_source(given, example_inputs, trust_remote_code) for given in (source, target))
+    if isinstance(small, ModuleSource) and isinstance(large, ModuleSource):
+        surgery, grown = _grown_from(examine(small, None, stage), examine(large, None, stage))
+        stage("proof: both graphs in float64")
+        return prove_modules(surgery, grown, where)
     for given in (small, large):
         if not isinstance(given, TransformersSource) or given.folder is None:
-            raise fail(ModelError, "S209", f"{given.name}: verify wants two model folders with weights")
+            raise fail(
+                ModelError,
+                "S209",
+                f"{given.name}: verify wants two model folders with weights, or two plain modules",
+            )
     assert isinstance(small, TransformersSource) and isinstance(large, TransformersSource)
     assert small.folder is not None and large.folder is not None
     if small.model_class is not large.model_class and not (small.brings_code and large.brings_code):
@@ -319,22 +319,31 @@ def verify(
             f"{large.name} is a {large.model_class.__name__}, and {small.name} a "
             f"{small.model_class.__name__}: neither grows into the other",
         )
-    subject, grown = examine(small, None, stage), examine(large, None, stage)
-    recipe = Recipe("verify", (), (), preserve=(LOGITS,))
-    try:
-        native = compare(subject.anatomy, grown.anatomy.captured, subject.buffers, grown.buffers)
-    except PlanError as error:
-        if error.code != "S316":
-            raise
-        order = "the source is named first, then what has grown from it"
-        raise PlanError(replace(error.diagnostics[0], help=order)) from error
-    plan = plan_growth(subject.anatomy, recipe, native, grown.anatomy.captured)
+    surgery, grown = _grown_from(examine(small, None, stage), examine(large, None, stage))
     old, new = (
         _opened(part, open_checkpoint(folder))
-        for part, folder in ((subject, small.folder), (grown, large.folder))
+        for part, folder in ((surgery.subject, small.folder), (grown, large.folder))
     )
-    surgery = Surgery(subject, plan, large.config, grown.module, grown.buffers)
     for stored in (old, new):
         stored.refuse_unlike_twins()
     stage("proof: both graphs in float64")
     return prove_folders(surgery, old, small.folder, large.folder, None, where, stage, grown=new)
+
+
+def _grown_from(subject: Subject, grown: Subject) -> tuple[Surgery, Subject]:
+    """The growth that makes one model the other, and the latter. Raises PlanError S320 to S323, S316."""
+    recipe = Recipe("verify", (), (), preserve=(LOGITS,))
+    try:
+        native = compare(subject.anatomy, grown.anatomy.captured, subject.buffers, grown.buffers)
+    except PlanError as error:
+        first = error.diagnostics[0]
+        if error.code == "S316":
+            first = replace(first, help="the source is named first, then what has grown from it")
+        elif isinstance(subject.source, ModuleSource):  # no class and config to speak of
+            notes = first.notes if error.code == "S320" else (first.message, *first.notes)
+            said = f"{grown.source.name} has not grown from {subject.source.name}"
+            first = replace(first, message=said, notes=notes, help=None)
+        raise PlanError(first) from error
+    plan = plan_growth(subject.anatomy, recipe, native, grown.anatomy.captured)
+    config = grown.source.config if isinstance(grown.source, TransformersSource) else None
+    return Surgery(subject, plan, config, grown.module, grown.buffers), grown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from os.path import isdir, isfile
 from pathlib import Path
@@ -82,6 +82,18 @@ def find(path: str | Path) -> Path:
     )
 
 
+def not_one(shown: str, names: Sequence[str]) -> Diagnostic:
+    """What is said of a file that declares none or several recipes, of these names, where one is wanted."""
+    if not names:
+        return Diagnostic("S137", f"{shown} declares no recipe", expected="recipe NAME() { … }")
+    return Diagnostic(
+        "S135",
+        f"{shown} declares several recipes",
+        expected=listing(names),
+        help=f"name the one to use: {shown}:{names[0]}",
+    )
+
+
 class _Loader:
     """Reads one file and those it uses, each once."""
 
@@ -137,14 +149,7 @@ class _Loader:
                 )
             return chosen
         if self.settings and len(recipes) != 1 and not report.diagnostics:
-            several = "several recipes" if recipes else "no recipe"
-            report.error(
-                "S135",
-                f"{report.name} has {several} to set parameters of",
-                start,
-                expected=listing(map(str, names)),
-                help=f"name the one to use: {report.name}:{names[0]}" if names else None,
-            )
+            report.diagnostics.append(not_one(report.name, [str(name) for name in names]))
             return []
         return recipes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
@@ -66,6 +67,8 @@ def open_source(model: str, trust_remote_code: bool = False) -> Source:
     if isdir(model):
         return _folder(path, model, trust_remote_code)
     if isfile(model):
+        if path.suffix == ".pt2":
+            raise _saved_module(path)
         if path.suffix != ".json":
             raise fail(ModelError, "S201", f"{model} is a file, not a model folder", help="name its folder")
         return _from_config(_read_json(path), model, None, trust_remote_code)
@@ -79,6 +82,18 @@ def open_source(model: str, trust_remote_code: bool = False) -> Source:
         f"there is no model {model}",
         expected="a folder, a hub id such as owner/name, a config.json, or package.module:factory",
         help=_near(model),
+    )
+
+
+def _saved_module(file: Path) -> ModelError:
+    """Of what ``torch.export.save`` wrote: loading it may run code, which only the user may ask for."""
+    return fail(
+        ModelError,
+        "S201",
+        f"{file} is a plain module that was exported, which surgeon does not load by itself",
+        expected="package.module:factory",
+        help="write a function, such as: def grown(): "
+        f"return torch.export.load({str(file)!r}).module(), (inputs,)",
     )
 
 
@@ -119,6 +134,8 @@ def _folder(path: Path, name: str, trust_remote_code: bool) -> TransformersSourc
             f"{name} holds an adapter (adapter_config.json), which is more than the weights that would grow",
             help="merge it into its base model (peft: merge_and_unload, then save_pretrained), and grow that",
         )
+    if not is_file(config) and is_file(path / "model.pt2"):
+        raise _saved_module(path / "model.pt2")
     if not is_file(config):
         raise fail(
             ModelError, "S202", f"{name} has no config.json", help="is it a transformers model folder?"
@@ -311,4 +328,7 @@ def from_factory_value(made: Any, name: str) -> ModuleSource:
             f"{name} returned {type(made).__name__ if parts is None else f'({parts})'}",
             expected="(module, args) or (module, args, kwargs)",
         )
-    return ModuleSource(name, made[0].eval(), tuple(made[1]), dict(made[2]) if len(made) == 3 else {})
+    module, args, kwargs = made[0], tuple(made[1]), dict(made[2]) if len(made) == 3 else {}
+    with contextlib.suppress(NotImplementedError):  # what torch.export loaded has one mode
+        module.eval()
+    return ModuleSource(name, module, args, kwargs)

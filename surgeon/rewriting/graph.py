@@ -28,7 +28,8 @@ class GrownModule(nn.Module):
         captured = plan.anatomy.captured
         names = set(captured.parameters.values())
         self._constants = captured.constants
-        self._order = [n for n in captured.graph.nodes if n.op == "placeholder"]
+        # Names alone: the nodes hold what the source was traced with, and no copy can be made of that.
+        self._order = [n.name for n in captured.graph.nodes if n.op == "placeholder"]
         self._body = [graph_module]  # in a list: its graph is not a submodule of ours
         for name, value in state.items():
             _place(self, name, value, is_parameter=name in names)
@@ -46,13 +47,13 @@ class GrownModule(nn.Module):
         """
         given = self.calling.leaves(args, kwargs)
         values = []
-        for node in self._order:
-            if node.name in self._known:
-                values.append(_lookup(self, self._known[node.name]))
-            elif node.name in self._constants:
-                values.append(self._constants[node.name])
+        for name in self._order:
+            if name in self._known:
+                values.append(_lookup(self, self._known[name]))
+            elif name in self._constants:
+                values.append(self._constants[name])
             else:
-                values.append(given[node.name])
+                values.append(given[name])
         results = self._body[0](*values)
         for place, value in zip(self.calling.rewrites, results, strict=True):
             if place is not None:

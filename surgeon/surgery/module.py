@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from surgeon.checkpoints.carry import write_surgery
 from surgeon.checkpoints.staging import set_aside, staging
 from surgeon.checkpoints.writing import Spec, write_checkpoint
 from surgeon.models.source import ModuleSource
+from surgeon.planning.plan import plan_growth
 from surgeon.rewriting.calling import calling_of, refuse_unwritable
 from surgeon.rewriting.graph import GrownModule, export, rewrite
 from surgeon.rewriting.weights import expand
 from surgeon.surgery.proof import not_preserved, trainability
 from surgeon.surgery.result import Delivery, Result, record_of
-from surgeon.surgery.subject import Stage, Surgery
+from surgeon.surgery.subject import Stage, Subject, Surgery
 from surgeon.verification.coexecution import Pair, coexecute
 from surgeon.verification.report import Report
 from surgeon.verification.traced import Called, held_to_module
@@ -34,16 +36,16 @@ def apply_module(surgery: Surgery, delivery: Delivery, stage: Stage) -> Result:
     subject, plan, device, out = surgery.subject, surgery.plan, delivery.device, delivery.out
     source = subject.source
     assert isinstance(source, ModuleSource)
-    state = dict(source.module.named_parameters(remove_duplicate=False)) | dict(source.module.named_buffers())
+    state = _state(source)
     calling = calling_of(plan.anatomy.captured, source.module.forward)
     if out is not None:
         refuse_unwritable(plan.anatomy.captured, source.name)
     stage("expanding")
-    grown = {n: _apart(expand(state[n].detach(), t).to(device), state[n]) for n, t in plan.transforms.items()}
+    grown = {n: _apart(expand(state[n], t).to(device), state[n]) for n, t in plan.transforms.items()}
     module = rewrite(plan, grown, calling)
     stage("proof: both graphs in float64")
     inputs = calling.leaves(source.args, source.kwargs)
-    run = coexecute(Pair(plan, lambda name: state[name].detach(), inputs), device, watched_nodes(plan))
+    run = coexecute(Pair(plan, state.__getitem__, inputs), device, watched_nodes(plan))
     called = Called(source.module, source.args, source.kwargs, calling.rewrites)
     notes = held_to_module(plan, calling, called, run)
     trained, untrained = trainability(plan, run)
@@ -55,6 +57,39 @@ def apply_module(surgery: Surgery, delivery: Delivery, stage: Stage) -> Result:
     if report.failed:
         raise not_preserved(report, None)
     return Result(plan, report, module, out, notes)
+
+
+def prove_modules(surgery: Surgery, grown: Subject, device: torch.device) -> Report:
+    """The proof for a plain module and another that has grown from it: both graphs side by side, and each of
+    them held against its module as it is called. Raises ModelError S213."""
+    plan, small, large = surgery.plan, surgery.subject.source, grown.source
+    assert isinstance(small, ModuleSource) and isinstance(large, ModuleSource)
+    calling = calling_of(plan.anatomy.captured, small.module.forward)
+    its_calling = calling_of(grown.anatomy.captured, large.module.forward)
+    state, its_state = _state(small), _state(large)
+    floats = [value.dtype for value in its_state.values() if value.is_floating_point()]
+    pair = Pair(
+        plan,
+        state.__getitem__,
+        calling.leaves(small.args, small.kwargs),
+        its_state.__getitem__,
+        held_buffers=dict(large.module.named_buffers()),
+        rounded_to=max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64),
+    )
+    run = coexecute(pair, device, watched_nodes(plan))
+    called = Called(small.module, small.args, small.kwargs, calling.rewrites)
+    held_to_module(plan, calling, called, run)
+    alone = plan_growth(grown.anatomy, replace(plan.recipe, preserve=()))  # it grows no further
+    called = Called(large.module, large.args, large.kwargs, its_calling.rewrites)
+    held_to_module(alone, its_calling, called, replace(run, source={}))
+    trained, untrained = trainability(plan, run)
+    return Report(len(plan.anatomy.calls), run.report, None, trained, untrained, scaled=plan.scaled_outputs)
+
+
+def _state(source: ModuleSource) -> dict[str, Tensor]:
+    """Parameters, under all their names, and buffers."""
+    named = dict(source.module.named_parameters(remove_duplicate=False)) | dict(source.module.named_buffers())
+    return {name: value.detach() for name, value in named.items()}
 
 
 def _apart(grown: Tensor, source: Tensor) -> Tensor:

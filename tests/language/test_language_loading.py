@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from lark import Lark
 
+import surgeon
 from surgeon.errors import LanguageError
 from surgeon.language import builtin_families, builtin_rules, check, format_text, library, load, loads
 from surgeon.language.parsing import Newlines, beside_package
@@ -175,6 +176,19 @@ def test_one_recipe_of_several() -> None:
         with pytest.raises(LanguageError) as error:
             loads(text, **wrong)  # type: ignore[arg-type]
         assert codes(error) == ["S135"]
+
+
+@pytest.mark.parametrize(("count", "code"), [(0, "S137"), (2, "S135")])
+def test_which_recipe_is_meant_is_asked_in_one_way(count: int, code: str, tmp_path: Path) -> None:
+    file = tmp_path / "r.surgery"
+    file.write_text("".join(f"recipe r{i}(n: int = 2) {{\n    grow x by n\n}}\n" for i in range(count)))
+    said = []
+    for settings in ({}, {"n": "3"}):
+        with pytest.raises(LanguageError) as error:
+            surgeon.plan(file, "no/model", settings=settings)
+        said.append(str(error.value))
+        assert codes(error) == [code]
+    assert said[0] == said[1]
 
 
 def test_an_open_parameter_is_no_fault_of_the_file(tmp_path: Path) -> None:
