@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_map
 
 from surgeon.graph.branches import Branches
 from surgeon.graph.capture import silently
@@ -241,7 +242,7 @@ def _without_data(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Inputs of a class on meta, by name, of these values: what it wants on CPU it gets there, and what it
     asks of them it is told."""
     fake, branches = FakeTensorMode(allow_non_fake_inputs=True), Branches()
-    given = {k: fake.from_tensor(v.to("meta")) if isinstance(v, Tensor) else v for k, v in values.items()}
+    given = tree_map(lambda v: fake.from_tensor(v.to("meta")) if isinstance(v, Tensor) else v, dict(values))
     branches.know(given, values)
     with torch.no_grad(), silently(), fake, branches:
         yield given

@@ -50,10 +50,11 @@ class Supply:
         return made
 
 
-def laid_in(given: Mapping[str, Any]) -> dict[str, Any]:
+def laid_in(given: Mapping[str, Any], way: str = "") -> dict[str, Any]:
     """Inputs of which some lie within others: ``states.full.0`` is the first of a tuple, which `full` names
     in the mapping ``states``. Names that are numbers are places in a tuple. Raises ModelError S224 where a
-    place is missing, or where a name is that of a tensor and of what lies within."""
+    place is missing, or where a name is that of a tensor and of what lies within. `way` leads to all of them.
+    """
     whole = {name: value for name, value in given.items() if "." not in name}
     apart: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
@@ -61,8 +62,9 @@ def laid_in(given: Mapping[str, Any]) -> dict[str, Any]:
         if dot:
             apart.setdefault(first, {})[rest] = value
         if first in apart and first in whole:
-            raise fail(ModelError, "S224", f"{first} is given whole, and in parts too")
-    return {**whole, **{name: _numbered(name, laid_in(parts)) for name, parts in apart.items()}}
+            raise fail(ModelError, "S224", f"{way}{first} is given whole, and in parts too")
+    within = {name: laid_in(parts, f"{way}{name}.") for name, parts in apart.items()}
+    return {**whole, **{name: _numbered(f"{way}{name}", parts) for name, parts in within.items()}}
 
 
 def _numbered(name: str, parts: dict[str, Any]) -> Any:

@@ -113,6 +113,7 @@ def test_inputs_within_inputs_are_named_by_their_way() -> None:
         ({"x": a, "x.0": b}, "x is given whole, and in parts too"),
         ({"x.0": a, "x": b}, "x is given whole, and in parts too"),
         ({"x.0": a, "x.2": b}, "x is given in the parts 0, 2, which are no places of a tuple"),
+        ({"x.y.1": a, "x.z": b}, r"x\.y is given in the parts 1, which"),
     ):
         with pytest.raises(ModelError, match=said) as caught:
             laid_in(wrong)
