@@ -527,6 +527,8 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "florence2": {"vision_config.projection_dim": 64},
     "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
     "paligemma": {"projection_dim": 64, "vision_config.projection_dim": 64},
+    "colpali": {"vlm_config.projection_dim": 64, "vlm_config.vision_config.projection_dim": 64},
+    "colqwen2": {f"vlm_config.{field}": value for field, value in TURNED.items()},
     "perceiver": {"num_latents": 12, "d_latents": 64, "d_model": 48, "num_self_attends_per_block": 2},
     "blip-2": {"qformer_config.use_qformer_text_input": True},
     "wav2vec2-bert": {"vocab_size": 97, "feature_projection_input_dim": 24},

@@ -7,7 +7,7 @@ asked which it runs on, without data. No class is known by name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -309,7 +309,7 @@ def _ordinary_ids(config: Any) -> Tensor:
         return torch.tensor(CHARACTERS)
     size = _stated(text, "vocab_size") or _stated(config, "vocab_size") or 0
     ordinary = torch.ones(size, dtype=torch.bool)
-    for field, value in (*config.to_dict().items(), *text.to_dict().items()):
+    for field, value in (item for part in _parts(config) for item in part.to_dict().items()):
         if field.endswith(("_token_id", "_token_ids", "_token_index")):
             ids = value if isinstance(value, (list, tuple)) else [value]
             for number in ids:
@@ -318,17 +318,18 @@ def _ordinary_ids(config: Any) -> Tensor:
     return ordinary.nonzero().flatten() if ordinary.any() else torch.arange(len(ordinary))
 
 
-def _stated(config: Any, *fields: str) -> Any:
-    """The first of the fields that the config, or else one of those within it, gives a value; those nearest
-    to it go first."""
+def _parts(config: Any) -> Iterator[Any]:
+    """A config and those within it; those nearest to it go first."""
     places = [config]
     while places:
-        for place in places:
-            for field in fields:
-                if getattr(place, field, None) is not None:
-                    return getattr(place, field)
+        yield from places
         places = [v for place in places for v in vars(place).values() if hasattr(v, "to_dict")]
-    return None
+
+
+def _stated(config: Any, *fields: str) -> Any:
+    """The first of the fields that the config, or else one of those within it, gives a value."""
+    values = (getattr(part, field, None) for part in _parts(config) for field in fields)
+    return next((value for value in values if value is not None), None)
 
 
 def _picture(config: Any) -> tuple[int, ...]:

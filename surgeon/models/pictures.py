@@ -62,10 +62,11 @@ def pictures_among_words(
         return f"takes no {PIXELS}"
     if reader is None and LOOKS in accepted:
         return {PIXELS: pixels[:, None], LOOKS: _looks(inputs["input_ids"])}
+    owner: Any = getattr(reader, "__self__", module)
     tiles = getattr(getattr(module.config, "vision_config", None), "max_num_tiles", None)
     if reader is None and {RATIOS, TILES, TILES_LOOKED_AT} <= accepted.keys() and tiles:
         return _tiled(pixels, tiles, inputs["input_ids"])
-    token = getattr(module.config, READS[reader.__name__], None) if reader else None
+    token = getattr(owner.config, READS[reader.__name__], None) if reader else None
     if token is None and PLACES in accepted:  # the places are told beside the ids, which may be any
         token = int(inputs["input_ids"][0, 0])
     if reader is None:
@@ -75,10 +76,10 @@ def pictures_among_words(
     asked = inspect.signature(reader).parameters
     known = {name: value for name, value in inputs.items() if name in asked}
     if COUNTED & asked.keys():
-        vision = getattr(module.config, "vision_config", None)
+        vision = getattr(owner.config, "vision_config", None)
         layouts = _grids(vision, len(pixels), asked.keys(), generator)
     else:
-        layouts = _layouts(module.config, pixels, asked, generator)
+        layouts = _layouts(owner.config, pixels, asked, generator)
     empty, refused = _on_meta(module), ""
     for layout in layouts:
         given = {name: value for name, value in layout.items() if name in asked or name in accepted}
@@ -88,7 +89,8 @@ def pictures_among_words(
             continue
         count = _rows(empty, known | given, len(pixels))
         if isinstance(count, int) and count:
-            return given | _laid(inputs, token, count, accepted)
+            laid = given | _laid(inputs, token, count, accepted)
+            return laid if owner.config is module.config else _as_it_runs(module, inputs, laid, len(pixels))
         refused = refused or f"takes pictures in no way that surgeon lays them: {count or 'no rows'}"
     return refused
 
@@ -278,6 +280,18 @@ def _laid(ids: Mapping[str, Tensor], token: int, count: int, accepted: Any) -> d
         if name in accepted
     }
     return {"input_ids": laid, "attention_mask": seen, **named}
+
+
+def _as_it_runs(
+    module: nn.Module, inputs: Mapping[str, Tensor], laid: dict[str, Tensor], pictures: int
+) -> dict[str, Tensor]:
+    """Pictures for a class that gives them to a model within it, and may take the patches of each in a table
+    of its own where that one takes all in one."""
+    pixels = laid[PIXELS]
+    if len(pixels) % pictures or runs_on(module, {**inputs, **laid}):
+        return laid
+    apart = {**laid, PIXELS: pixels.unflatten(0, (pictures, -1))}
+    return apart if runs_on(module, {**inputs, **apart}) else laid
 
 
 def _tiled(pixels: Tensor, tiles: int, words: Tensor) -> dict[str, Tensor]:

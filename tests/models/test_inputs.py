@@ -80,6 +80,23 @@ def moved(model: nn.Module, inputs: dict[str, Any], name: str, other: torch.Tens
 
 
 @CLASSES_OF_5_24
+@pytest.mark.parametrize(("name", "dims"), [("ColPali", 4), ("ColQwen2", 3)])
+def test_pictures_for_a_class_that_wraps_one_which_reads_them(name: str, dims: int) -> None:
+    """The ids in whose place they stand are named in the config within, and of ColQwen 2 each picture's
+    patches stand in a table of their own, which no other class of that kind takes."""
+    model_class, config = tiny(f"{name}ForRetrieval")
+    torch.manual_seed(0)
+    model = model_class(config)
+    inputs = real_inputs(model, 0)
+    places = (inputs["input_ids"] == config.vlm_config.image_token_id).sum(1)
+    assert int(places.min()) == int(places.max()) > 0
+    assert inputs["pixel_values"].ndim == dims
+    with torch.no_grad():
+        before = model(**inputs).embeddings
+        after = model(**{**inputs, "pixel_values": -inputs["pixel_values"]}).embeddings
+    assert (before != after).flatten(1).any(1).all()
+
+
 def test_a_part_that_looks_at_pictures_of_its_own_gets_some() -> None:
     """Sharper ones, of their own size; each tells on its own example, once the gate to them is open."""
     model_class, config = tiny("DeepseekVLHybridForConditionalGeneration")
