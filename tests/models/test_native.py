@@ -73,6 +73,28 @@ def groups(module: nn.Module) -> list[list[str]]:
     return sorted(names for names in found.values() if len(names) > 1)
 
 
+class Placing(hf.BertModel):
+    """A class with buffers of every sort: drawn and saved, drawn and made anew, made of numbers, empty."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.register_buffer("drawn", torch.randn(2, 3))
+        self.register_buffer("fleeting", torch.randn(2, 3), persistent=False)
+        self.register_buffer("made", torch.arange(6.0))
+        self.register_buffer("empty", torch.zeros(2, 3))
+        self.register_buffer("order", torch.randperm(1000))
+
+
+def test_a_buffer_that_is_drawn_and_saved_is_a_weight() -> None:
+    config = MODELS["bert"][1]
+    module, buffers = build_meta(config, Placing)
+    assert "drawn" not in buffers and {"fleeting", "made", "empty", "order"} <= buffers.keys()
+    parameters = dict(module.named_parameters())
+    assert parameters["drawn"].shape == (2, 3) and not parameters["drawn"].requires_grad
+    assert parameters.keys() - {"drawn"} == dict(hf.BertModel(config).named_parameters()).keys()
+    assert module.state_dict().keys() == Placing(config).state_dict().keys()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_module_on_meta_is_the_stock_one_with_its_buffers(name: str) -> None:
     model_class, config = MODELS[name]
