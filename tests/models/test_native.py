@@ -324,3 +324,18 @@ def test_what_only_says_what_follows_from_other_fields_is_none_to_grow() -> None
 def test_a_refusal_of_our_own_says_what_was_refused() -> None:
     error = fail(ModelError, "S210", "Net makes a tensor of data", help="make it once, as a buffer")
     assert reason(error) == "Net makes a tensor of data"
+
+
+def test_where_attention_is_not_one_op_everywhere_each_part_has_it_as_the_class_chooses() -> None:
+    config = hf.GroundingDinoConfig(encoder_layers=1, decoder_layers=1)
+    config.text_config.num_hidden_layers = 1
+    module, _ = build_meta(config, hf.GroundingDinoModel)
+    with torch.device("meta"):
+        stock = hf.GroundingDinoModel(config)
+    ways = {name: part.config._attn_implementation for name, part in parts_of(stock).items()}
+    assert ways == {name: part.config._attn_implementation for name, part in parts_of(module).items()}
+    assert {"sdpa", "eager"} <= set(ways.values())  # whose readings of the words' mask are not one
+
+
+def parts_of(module: Any) -> dict[str, Any]:
+    return {name: part for name, part in module.named_modules() if hasattr(part, "config")}
