@@ -103,11 +103,14 @@ def make(model_type: str, name: str, folder: Path, tied: bool | None = None) -> 
             norm = parameter.ndim == 1 and at.endswith("weight")
             scale = 0.2 if norm or parameter.ndim < 2 else max(1, parameter[0].numel()) ** -0.5
             parameter.copy_(scale * values + (1.0 if norm else 0.0))
+        held = model.state_dict().keys()
         for at, buffer in model.named_buffers():
             if at.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5, generator=generator)
             elif at.endswith("running_mean"):
                 buffer.normal_(0, 0.2, generator=generator)
+            elif buffer.ndim > 1 and buffer.is_floating_point() and at in held and not buffer.any():
+                buffer.normal_(generator=generator)  # codes, which a class leaves empty: all are as near
     model.save_pretrained(folder)
     every = [p.data_ptr() for _, p in model.named_parameters(remove_duplicate=False)]
     return len(set(every)) < len(every)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -213,9 +214,11 @@ def build_meta(
         for name in ("use_cache", "output_attentions", "output_hidden_states"):
             if hasattr(part, name):
                 setattr(part, name, False)
+    construct = partial(_construct, config, model_class, {} if dtype is None else {"dtype": dtype}, experts)
     try:
         with parameters_on_meta(), torch.no_grad():
-            module = _construct(config, model_class, {} if dtype is None else {"dtype": dtype}, experts)
+            module = construct()
+            _hold_as_parameters(module, construct)
     except Exception as error:
         raise refusal(config, changes or {}, error) from error
     module.eval()
@@ -225,6 +228,21 @@ def build_meta(
     module.to("meta")
     give_back()  # what was made to be parameters
     return module, buffers
+
+
+def _hold_as_parameters(module: nn.Module, construct: Callable[[], nn.Module]) -> None:
+    """Buffers that a checkpoint holds and the class draws at random, as it does directions in which places
+    are projected: another building of it has others, so they are weights in all but name."""
+    held = module.state_dict()
+    floats = {n: b for n, b in module.named_buffers() if n in held and b.is_floating_point() and b.numel()}
+    uneven = {name: buffer for name, buffer in floats.items() if (buffer != buffer.flatten()[0]).any()}
+    others = dict(construct().named_buffers()) if uneven else {}
+    for name, buffer in uneven.items():
+        if not torch.equal(buffer, others[name]):
+            path, _, last = name.rpartition(".")
+            owner = module.get_submodule(path)
+            delattr(owner, last)
+            owner.register_parameter(last, nn.Parameter(buffer, requires_grad=False))
 
 
 def _hold_as_buffers(module: Any) -> None:
@@ -250,8 +268,10 @@ def _hold_as_buffers(module: Any) -> None:
 
 def _construct(config: Any, model_class: Any, options: Mapping[str, Any], experts: str) -> nn.Module:
     """The model with attention as one op, and with experts PICKED by index unless told otherwise: their sizes
-    are then in the graph, where grouped kernels hide them and a loop over experts depends on the tokens."""
-    for attention in ("sdpa", "eager"):
+    are then in the graph, where grouped kernels hide them and a loop over experts depends on the tokens. Where
+    not all of it can have attention so, each part has it as the class itself chooses: what a mask means to a
+    part may depend on that."""
+    for attention in ("sdpa", None, "eager"):
         with contextlib.suppress(ValueError, ImportError):
             return model_class._from_config(
                 config, attn_implementation=attention, experts_implementation=experts, **options

@@ -136,8 +136,9 @@ def _sizes(dim: int, maps: Maps) -> tuple[int, int]:
 
 def _channels(value: Tensor, size: int, inner: int) -> NDArray[np.float64]:
     """One row for each channel of a dim that is a factor of the first axis, `inner` what lies within."""
-    rows = value.reshape(-1, size, inner, *value.shape[1:]).movedim(1, 0)
-    return np.asarray(rows.reshape(size, -1).numpy())
+    outer = len(value) // (size * inner)  # said, as a value may be empty along another axis
+    rows = value.reshape(outer, size, inner, *value.shape[1:]).movedim(1, 0)
+    return np.asarray(rows.flatten(1).numpy())
 
 
 def match_values(source: NDArray[np.float64], grown: NDArray[np.float64], clone: Index) -> Index | None:

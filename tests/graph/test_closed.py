@@ -10,7 +10,7 @@ from surgeon.axes.maps import NEW, clone_map
 from surgeon.graph.capture import capture
 from surgeon.graph.captured import Captured
 from surgeon.graph.closed import closed_nodes, evaluate, frontier
-from surgeon.planning.known import match_values
+from surgeon.planning.known import _channels, match_values
 
 
 class Sloped(nn.Module):
@@ -80,3 +80,13 @@ def test_cosines_that_float32_cannot_tell_apart_stand_at_their_own_places() -> N
     assert index is not None
     assert np.flatnonzero(index != NEW).tolist() == list(range(0, 24, 3))
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_channels_of_a_value_that_is_empty_along_another_axis_are_rows_of_nothing() -> None:
+    assert _channels(torch.zeros(64, 0), 32, 2).shape == (32, 0)
+    rows = _channels(torch.arange(24).reshape(12, 2), 3, 2)  # 2 × 3 channels × 2, of two numbers each
+    assert rows.tolist() == [
+        [0, 1, 2, 3, 12, 13, 14, 15],
+        [4, 5, 6, 7, 16, 17, 18, 19],
+        [*range(8, 12), *range(20, 24)],
+    ]

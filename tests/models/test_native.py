@@ -73,6 +73,28 @@ def groups(module: nn.Module) -> list[list[str]]:
     return sorted(names for names in found.values() if len(names) > 1)
 
 
+class Placing(hf.BertModel):
+    """A class with buffers of every sort: drawn and saved, drawn and made anew, made of numbers, empty."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.register_buffer("drawn", torch.randn(2, 3))
+        self.register_buffer("fleeting", torch.randn(2, 3), persistent=False)
+        self.register_buffer("made", torch.arange(6.0))
+        self.register_buffer("empty", torch.zeros(2, 3))
+        self.register_buffer("order", torch.randperm(1000))
+
+
+def test_a_buffer_that_is_drawn_and_saved_is_a_weight() -> None:
+    config = MODELS["bert"][1]
+    module, buffers = build_meta(config, Placing)
+    assert "drawn" not in buffers and {"fleeting", "made", "empty", "order"} <= buffers.keys()
+    parameters = dict(module.named_parameters())
+    assert parameters["drawn"].shape == (2, 3) and not parameters["drawn"].requires_grad
+    assert parameters.keys() - {"drawn"} == dict(hf.BertModel(config).named_parameters()).keys()
+    assert module.state_dict().keys() == Placing(config).state_dict().keys()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_module_on_meta_is_the_stock_one_with_its_buffers(name: str) -> None:
     model_class, config = MODELS[name]
@@ -302,3 +324,18 @@ def test_what_only_says_what_follows_from_other_fields_is_none_to_grow() -> None
 def test_a_refusal_of_our_own_says_what_was_refused() -> None:
     error = fail(ModelError, "S210", "Net makes a tensor of data", help="make it once, as a buffer")
     assert reason(error) == "Net makes a tensor of data"
+
+
+def test_where_attention_is_not_one_op_everywhere_each_part_has_it_as_the_class_chooses() -> None:
+    config = hf.GroundingDinoConfig(encoder_layers=1, decoder_layers=1)
+    config.text_config.num_hidden_layers = 1
+    module, _ = build_meta(config, hf.GroundingDinoModel)
+    with torch.device("meta"):
+        stock = hf.GroundingDinoModel(config)
+    ways = {name: part.config._attn_implementation for name, part in parts_of(stock).items()}
+    assert ways == {name: part.config._attn_implementation for name, part in parts_of(module).items()}
+    assert {"sdpa", "eager"} <= set(ways.values())  # whose readings of the words' mask are not one
+
+
+def parts_of(module: Any) -> dict[str, Any]:
+    return {name: part for name, part in module.named_modules() if hasattr(part, "config")}
