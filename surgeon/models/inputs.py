@@ -304,7 +304,7 @@ def _flattened(config: Any, generator: torch.Generator) -> dict[str, Any]:
 
 def _ordinary_ids(config: Any) -> Tensor:
     """The ids of the vocabulary that the config gives no special meaning, such as padding."""
-    text = config.get_text_config()
+    text = _text(config)
     if not any(hasattr(part, "vocab_size") for part in (text, config)) and not _stated(config, "vocab_size"):
         return torch.tensor(CHARACTERS)
     size = _stated(text, "vocab_size") or _stated(config, "vocab_size") or 0
@@ -316,6 +316,14 @@ def _ordinary_ids(config: Any) -> Tensor:
                 if isinstance(number, int) and 0 <= number < len(ordinary):
                     ordinary[number] = False
     return ordinary.nonzero().flatten() if ordinary.any() else torch.arange(len(ordinary))
+
+
+def _text(config: Any) -> Any:
+    """The config of the part that reads ids: of two that do, the encoder's."""
+    try:
+        return config.get_text_config()
+    except ValueError:  # of a class that asks to be told which
+        return config.get_text_config(encoder=True)
 
 
 def _parts(config: Any) -> Iterator[Any]:
