@@ -45,8 +45,11 @@ GROUPS = {
     "audio": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
     "transcription": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
     "rest": "MODEL_MAPPING_NAMES",
+    "tasks": "",
 }
 REST = "rest"  # the bare classes of model types that stand in no other group
+TASKS = "tasks"  # the classes of all other tasks, but for those that end a text model in one more layer
+ENDINGS = ("SEQUENCE_CLASS", "TOKEN_CLASS", "FOR_QUESTION_ANSWERING", "MULTIPLE_CHOICE", "TEXT_ENCODING")
 TOGETHER = ("hidden", "ffn", "heads")
 ALONE = ("hidden", "ffn", "heads", "head_dim")
 RECIPE = """recipe coverage() {{
@@ -64,9 +67,17 @@ def classes(group: str) -> list[tuple[str, str]]:
     """Model type and class name, each class once."""
     from transformers.models.auto import modeling_auto
 
+    if group == TASKS:
+        known = {name for other in GROUPS if other != TASKS for _, name in classes(other)}
+        names = _of_other_tasks(modeling_auto)
+        return [(model_type, name) for name, model_type in names.items() if name not in known]
     names = dict(getattr(modeling_auto, GROUPS[group]))
     if group == REST:
-        others = [getattr(modeling_auto, mapping) for key, mapping in GROUPS.items() if key != REST]
+        others = [
+            getattr(modeling_auto, mapping)
+            for mapping in GROUPS.values()
+            if mapping and mapping != GROUPS[REST]
+        ]
         names = {key: name for key, name in names.items() if not any(key in known for known in others)}
     seen: dict[str, str] = {}
     for model_type, name in sorted(names.items()):
@@ -74,6 +85,18 @@ def classes(group: str) -> list[tuple[str, str]]:
         if first.lower().startswith(model_type.replace("_", "")) or first not in seen:
             seen[first] = model_type
     return [(model_type, name) for name, model_type in seen.items()]
+
+
+def _of_other_tasks(modeling_auto: Any) -> dict[str, str]:
+    """The model type of each class in the mappings that no group is of."""
+    found: dict[str, str] = {}
+    for mapping, classes_of in vars(modeling_auto).items():
+        of_a_task = mapping.startswith("MODEL_FOR") and mapping.endswith("MAPPING_NAMES")
+        if not of_a_task or mapping in GROUPS.values() or any(ending in mapping for ending in ENDINGS):
+            continue
+        for model_type, name in classes_of.items():
+            found.setdefault(name if isinstance(name, str) else name[0], model_type)
+    return dict(sorted(found.items()))
 
 
 def make(model_type: str, name: str, folder: Path, tied: bool | None = None) -> bool:

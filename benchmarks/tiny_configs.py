@@ -722,6 +722,18 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "audio_config.patch_size": 4,
         "audio_config.patch_stride": [4, 4],
     },
+    **{  # of samples too short for what is read of five steps at once
+        f"{name}ForXVector": {"tdnn_kernel": [3, 1, 1, 1, 1], "tdnn_dilation": [1] * 5}
+        for name in ("Data2VecAudio", "UniSpeechSat", "Wav2Vec2", "Wav2Vec2Conformer", "WavLM")
+    },
+    **{key: {"projection_dim": 64} for key in ("owlvit", "owlv2")},  # read as the words' hidden size
+    "mllama_vision_model": {
+        "intermediate_layers_indices": [0, 1],
+        "num_global_layers": 1,
+        "vision_output_dim": 192,
+    },
+    "llama4_vision_model": {"pixel_shuffle_ratio": 0.5, "intermediate_size": 256},
+    "DetrForSegmentation": {"d_model": 128, "encoder_attention_heads": 8, "decoder_attention_heads": 8},
 }
 """What the fields of a few types do not say: values that their classes need, or their defaults leave out."""
 

@@ -32,6 +32,15 @@ def refuse_draws(captured: Captured, name: str) -> None:
         )
 
 
+def drawn_nodes(captured: Captured) -> frozenset[str]:
+    """The nodes whose values random numbers tell: no two passes agree on them."""
+    found = set[fx.Node]()
+    for node in captured.nodes:
+        if _draws(node) or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return frozenset(node.name for node in found)
+
+
 def _needed(captured: Captured) -> set[fx.Node]:
     """The nodes that what is returned or kept is computed from."""
     needed, waiting = set[fx.Node](), [captured.nodes[-1]]

@@ -268,9 +268,9 @@ def _hold_as_buffers(module: Any) -> None:
 
 def _construct(config: Any, model_class: Any, options: Mapping[str, Any], experts: str) -> nn.Module:
     """The model with attention as one op, and with experts PICKED by index unless told otherwise: their sizes
-    are then in the graph, where grouped kernels hide them and a loop over experts depends on the tokens. Where
-    not all of it can have attention so, each part has it as the class itself chooses: what a mask means to a
-    part may depend on that."""
+    are then in the graph, where grouped kernels hide them and a loop over experts depends on the tokens.
+    Where not all of it can have attention so, each part has it as the class itself chooses: what a mask
+    means to a part may depend on that."""
     for attention in ("sdpa", None, "eager"):
         with contextlib.suppress(ValueError, ImportError):
             return model_class._from_config(

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from surgeon.axes.maps import NEW, Index
 from surgeon.checkpoints.tensors import Held, box_of, row_at, rows_of
+from surgeon.graph.draws import drawn_nodes
 from surgeon.graph.places import ASSERTION, op_name
 from surgeon.planning.literals import grown_args
 from surgeon.planning.plan import Plan
@@ -137,6 +138,7 @@ def _coexecuted(pair: Pair, device: torch.device, watched: frozenset[str]) -> Co
     nodes = [node for node in schedule(plan.anatomy.captured.nodes) if node.name not in unrun]
     reads = {node: _read_by(node, stands, plan) for node in nodes}
     last_use = {used: node for node in nodes for used in reads[node]}
+    drawn = drawn_nodes(plan.anatomy.captured)
     tolerance = FLOAT64_EPSILON * ROUNDINGS_PER_NODE * max(1, len(plan.anatomy.calls))
     worst, outputs, checked, noise = 0.0, 0.0, 0, 0.0
     divergence: Divergence | None = None
@@ -165,12 +167,15 @@ def _coexecuted(pair: Pair, device: torch.device, watched: frozenset[str]) -> Co
                 else:
                     kept[node.name] = _watch(right, node.name)
             if shaken is not None and pair.rounded_to is not None and node.name not in stands:
-                noise = max(noise, _shake(node, shaken, left.values[node.name], plan, pair.rounded_to))
+                moved = _shake(node, shaken, left.values[node.name], plan, pair.rounded_to)
+                noise = noise if node.name in drawn else max(noise, moved)
                 tolerance = max(tolerance, ROUNDING_FACTOR * noise)
             if node.op == "placeholder" and isinstance(left.values[node.name], Weight):
                 error, count = _parameter_error(node, left, right, pair)
             elif plan.anatomy.captured.buffers.get(node.name) in pair.held_buffers:
                 error, count = 0.0, 0  # rounded as it was written: judged by what reads it
+            elif node.name in drawn:
+                error, count = 0.0, 0  # no output depends on it
             else:
                 error, count = _error(node, left, right, plan)
             checked += count
