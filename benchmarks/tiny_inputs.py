@@ -225,10 +225,6 @@ def stacked(config: Any) -> Inputs:
     return {"input_features": torch.randn(BATCH, 32, 4 * config.num_mel_bins), "attention_mask": held(32)}
 
 
-def stacked_of_encoder(config: Any) -> Inputs:
-    return stacked(config.encoder_config)
-
-
 def stacked_frames(config: Any) -> Inputs:
     """The same, of as many frames as the config says."""
     numbers = config.num_stacked_frames * config.num_mel_bins
@@ -335,7 +331,6 @@ GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
     "tvp": film,
     "vilt": embedded_picture,
     "granite_speech5_encoder": stacked,
-    "granite_speech5_ctc": stacked_of_encoder,
     "fun_asr_nano_encoder": stacked_frames,
     "qwen3_asr_encoder": windows,
     "oneformer": told,

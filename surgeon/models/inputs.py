@@ -34,6 +34,7 @@ Way = Callable[[torch.Generator], dict[str, Any]]
 BATCH, SEQUENCE = 3, 7  # of the inputs that graphs are traced with and the proof runs on
 IMAGE_SIZE = 64  # where the config names none: the class takes any
 FRAMES = 48  # of a spectrogram whose length the class leaves open
+STACKED = (1, 2, 4)  # frames of a spectrogram that make one step
 BINS = (80, 128)  # frequencies of a spectrogram, where the config states none
 BOX = 1000  # what the corners of words on a page are counted in
 FLAT = "flattened_patches"  # what classes call patches that begin with their places
@@ -379,12 +380,13 @@ def _sound(config: Any) -> list[tuple[int, ...]]:
 
 def _spectrogram(config: Any) -> list[tuple[int, ...]]:
     """Frequencies and steps where the config states how many positions there are, two steps each; else
-    steps and frequencies, or the other way round, or as a picture of one channel."""
+    steps and frequencies, or the other way round, or as a picture of one channel; some classes stack frames
+    by a number of their own."""
     bins, positions = _stated(config, "num_mel_bins"), _stated(config, "max_source_positions")
     if bins is not None and positions is not None:
         return [(bins, 2 * positions)]
     stated = bins or _stated(config, "input_feat_per_channel", "feature_projection_input_dim")
-    several = [stated] if stated else list(BINS)
+    several = [stated * frames for frames in STACKED] if stated else list(BINS)
     return [shape for n in several for shape in ((FRAMES, n), (n, FRAMES), (1, FRAMES, n))]
 
 

@@ -370,6 +370,7 @@ def test_boxes_of_words_are_whole_and_turned_the_right_way() -> None:
         ("Gemma4AudioModel", (48, 128)),  # its config states no frequencies
         ("AudioFlamingo3Encoder", (16, 128)),  # it asks which steps hold any, though its signature does not
         ("ClapModel", (1, 48, 16)),
+        ("GraniteSpeech5ForCTC", (48, 4 * 16)),  # it stacks four frames, and its config does not say so
     ],
 )
 def test_spectrograms_are_laid_as_the_class_runs_on_them(name: str, shape: tuple[int, ...]) -> None:
