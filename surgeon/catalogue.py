@@ -187,7 +187,8 @@ distributed one and its `.distcp` files.""",
 checkpoint: it is truncated or altered. Chunks are read where they lie: uncompressed, and row by row.""",
     "S404": """A tensor holds NaN or infinity. There is no function to preserve.""",
     "S405": """Tensors that the class needs are missing from the checkpoint.""",
-    "S406": """A tensor has another shape than the config asks for.""",
+    "S406": """A tensor has another shape than the config asks for.
+Of tensors that are converted as they are loaded (fused, or one for each expert), what they make has it.""",
     "S407": """The dtype is not supported, or holds no floating-point numbers where the class has them.""",
     "S408": """Two tensors of the checkpoint are one parameter of the class: under its name with and without
 a prefix, for one; or under both names of a tie, with other values.""",

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from surgeon.checkpoints.moves import Moved, record
-from surgeon.errors import CheckpointError, ModelError, fail
+from surgeon.checkpoints.tensors import Entry
+from surgeon.errors import CheckpointError, ModelError, counted, fail
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,14 @@ class Layout:
         return record(lambda tensors: self.store(bundle, tensors), held)
 
 
-def read_layout(module: nn.Module, on_disk: Mapping[str, Tensor]) -> Layout:
+def read_layout(module: nn.Module, entries: Mapping[str, Entry]) -> Layout:
     """The layout under which `module` finds its tensors on disk.
 
-    Args:
-        on_disk: meta tensors by disk name.
-
-    Raises CheckpointError S408 when two are one parameter, ModelError S221 when a conversion cannot be
-    undone name for name and shape for shape.
+    Raises CheckpointError S408 when two are one parameter, S406 when those that are converted together do not
+    make what the class holds, ModelError S221 when a conversion cannot be undone name for name and shape for
+    shape.
     """
+    on_disk = {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in entries.items()}
     names: dict[str, str] = {}
     groups: dict[str, list[str]] = {}
     for disk, (name, pattern) in _renamed(module, on_disk).items():
@@ -88,7 +89,11 @@ def read_layout(module: nn.Module, on_disk: Mapping[str, Tensor]) -> Layout:
     bundles = []
     for stored in groups.values():
         given = {disk: on_disk[disk] for disk in stored}
-        held, moves = record(lambda tensors: _converted(module, tensors), given)
+        try:
+            held, moves = record(lambda tensors: _converted(module, tensors), given)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise _unfit(module, entries, stored, str(error).strip()) from error
+        _refuse_other_shapes(module, held, stored, entries)
         bundle = Bundle(tuple(held), tuple(stored), moves)
         back = layout.store(bundle, held)
         if {n: t.shape for n, t in back.items()} != {n: on_disk[n].shape for n in stored}:
@@ -100,6 +105,31 @@ def read_layout(module: nn.Module, on_disk: Mapping[str, Tensor]) -> Layout:
             )
         bundles.append(bundle)
     return Layout(module, names, tuple(bundles))
+
+
+def _refuse_other_shapes(
+    module: nn.Module, held: Mapping[str, Tensor], stored: list[str], entries: Mapping[str, Entry]
+) -> None:
+    """Raises CheckpointError S406 where what a conversion makes is not of the shape that the class holds."""
+    wanted = module.state_dict()
+    for name, made in held.items():
+        if name in wanted and made.shape != wanted[name].shape:
+            shapes = tuple(made.shape), tuple(wanted[name].shape)
+            raise _unfit(module, entries, stored, f"{name} would be {shapes[0]}, and is {shapes[1]}")
+
+
+def _unfit(module: nn.Module, entries: Mapping[str, Entry], stored: list[str], why: str) -> CheckpointError:
+    """Names, of the tensors that are converted together, the first of the shape that is rarest."""
+    shapes = [entries[name].shape for name in stored]
+    odd = min(stored, key=lambda name: shapes.count(entries[name].shape))
+    beside = f", beside {counted(len(stored) - 1, 'tensor')} of its kind" if len(stored) > 1 else ""
+    return fail(
+        CheckpointError,
+        "S406",
+        f"{odd} in {entries[odd].file.name} has the shape {entries[odd].shape}{beside}, of which "
+        f"{type(module).__name__} is not made: {why}",
+        help="do config.json and the weights belong together?",
+    )
 
 
 def disk_names(module: nn.Module, on_disk: Iterable[str]) -> dict[str, str]:

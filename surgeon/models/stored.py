@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from surgeon.checkpoints.moves import MovedTensor
@@ -88,8 +87,7 @@ def open_stored(module: nn.Module, aliases: Mapping[str, str], checkpoint: Check
     """
     checkpoint = checkpoint.rooted(module.state_dict().keys())
     shapes = {n: tuple(p.shape) for n, p in module.named_parameters(remove_duplicate=False)}
-    meta = {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in checkpoint.entries.items()}
-    layout = read_layout(module, meta)
+    layout = read_layout(module, checkpoint.entries)
     bundled = {name for bundle in layout.bundles for name in bundle.held}
     wanted = {n: s for n, s in shapes.items() if aliases.get(n, n) == n and n not in bundled}
     names = resolve_names(wanted, aliases, checkpoint, _preferred(module, aliases, layout.names))

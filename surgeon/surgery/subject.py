@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from surgeon.axes.store import Axis
 from surgeon.checkpoints.reading import holds_weights, open_checkpoint
 from surgeon.errors import ModelError, PlanError, SurgeonError, counted, fail
-from surgeon.graph.capture import capture, dynamic_batch
+from surgeon.graph.capture import capture, dynamic_batch, raised_at, silently
 from surgeon.graph.captured import Captured
 from surgeon.graph.closed import closed_nodes
 from surgeon.graph.draws import refuse_draws
 from surgeon.graph.inference import Anatomy, infer
+from surgeon.graph.kept import left_as_it_is
 from surgeon.graph.places import starred
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
@@ -30,6 +34,7 @@ from surgeon.models.native import (
     following_fields,
     numeric_fields,
     own_name,
+    reason,
     refusal,
 )
 from surgeon.models.source import Source, TransformersSource
@@ -44,6 +49,7 @@ LONG = 120  # characters, of what the model finds
 OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetensors file with tensors by name"
 GIVEN_INPUTS = "its inputs are your own: are their dtypes, shapes and numbers what its forward pass takes?"
 KEPT_INPUTS = "its inputs are your own and keep their sizes: what is as wide as one of them cannot grow"
+SIZES = re.compile(r"\b(sizes?|shapes?|dimensions?)\b")
 Stage = Callable[[str], None]
 
 
@@ -99,7 +105,8 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
         module = source.module
         buffers = {name: b.detach() for name, b in module.named_buffers()}
         shapes = dynamic_batch(source.args, source.kwargs)
-        captured = capture(module, source.args, source.kwargs, shapes, known)
+        with _told_of_calls(module, source.args, source.kwargs):
+            captured = capture(module, source.args, source.kwargs, shapes, known)
     stage("inferring dims")
     # The class is built anew, so what it makes of numbers is made anew; a plain module's graph stays.
     closed = closed_nodes(captured) if isinstance(source, TransformersSource) else frozenset()
@@ -123,11 +130,43 @@ def _first_captured(
             with contextlib.suppress(ModelError):  # the first says more
                 captured = _captured(module, module, known, words, buffers)
                 return captured, words, f"pictures: {error.diagnostics[0].message}"
-        first, *others = error.diagnostics
         if error.code != "S210":
             raise
         note = OWN_INPUTS if given is None else GIVEN_INPUTS
-        raise ModelError(replace(first, notes=(*first.notes, note)), *others) from error
+        with _told_of_calls(module, (), supply.example(module)):
+            first, *others = error.diagnostics
+            raise ModelError(replace(first, notes=(*first.notes, note)), *others) from error.__cause__
+
+
+@contextlib.contextmanager
+def _told_of_calls(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Tells, where a module cannot be captured, whether it can be called at all. One without data fails at
+    much for want of it: of that only sizes that do not go together count, met where the trace met them."""
+    try:
+        yield
+    except ModelError as error:
+        if error.code != "S210":
+            raise
+        dataless = any(parameter.is_meta for parameter in module.parameters())
+        fake = FakeTensorMode(allow_non_fake_inputs=True) if dataless else contextlib.nullcontext()
+        try:
+            with silently(), torch.no_grad(), left_as_it_is(module), fake:
+                module(*args, **kwargs)
+        except Exception as failure:
+            notes = error.diagnostics[0].notes
+            alike = raised_at(failure)[:1] == notes[:1] and type(failure) in (RuntimeError, ValueError)
+            if dataless and not (alike and all(map(SIZES.search, (str(failure), str(error))))):
+                raise error from failure
+            raise fail(
+                ModelError,
+                "S210",
+                f"{type(module).__name__} fails when it is called, traced or not: {reason(failure)}",
+                notes=notes,
+                help="do the sizes in its config go together, and with its inputs?"
+                if dataless
+                else "does it run on these inputs, on this device and in this dtype?",
+            ) from failure
+        raise
 
 
 def _captured(

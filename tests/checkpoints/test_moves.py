@@ -13,12 +13,14 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from surgeon.checkpoints import tensors
 from surgeon.checkpoints.moves import record
 from surgeon.checkpoints.reading import open_checkpoint
 from surgeon.checkpoints.tensors import Box
+from surgeon.errors import CheckpointError
 from surgeon.language import load
 from surgeon.models.source import open_source
 from surgeon.models.stored import StoredModel, open_stored
@@ -161,3 +163,30 @@ def test_experts_are_grown_row_by_row_as_they_are_whole(
             (wanted,) = whole.produce(name)
             assert torch.equal(torch.cat([b.flatten() for b in blocks]), wanted.flatten()), name
     assert several
+
+
+def fused() -> nn.Module:
+    return transformers.HrmTextForCausalLM(transformers.HrmTextConfig(intermediate_size=24, **SIZES))
+
+
+@pytest.mark.parametrize(
+    ("make", "part", "why"),
+    [
+        (mixtral, "layers.0.block_sparse_moe.experts.1.w1.weight", "stack expects each tensor to be equal"),
+        (fused, "layers.0.attn.gqkv_proj.weight", "v_proj.weight would be"),
+    ],
+)
+def test_parts_that_do_not_fit_the_layout_are_named(
+    make: Callable[[], nn.Module], part: str, why: str, tmp_path: Path
+) -> None:
+    make().save_pretrained(tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    state = load_file(file)
+    name = next(n for n in state if n.endswith(part))
+    state[name] = state[name][:-1].clone()
+    save_file(state, file)
+    with pytest.raises(CheckpointError) as caught:
+        grown(tmp_path / "source", "hyperclone")
+    (said,) = caught.value.diagnostics
+    assert said.code == "S406" and why in said.message
+    assert said.message.startswith(f"{name} in {file.name} has the shape {tuple(state[name].shape)}")
