@@ -236,10 +236,15 @@ def _export_led(
             return torch.export.export(module, args, kwargs, strict=False)
 
 
+def raised_at(error: BaseException) -> tuple[str, ...]:
+    """The line of the model's own code in which an error arose, in words, if there is one."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_machinery(f.filename)]
+    return tuple(f"at {short(f.filename)}:{f.lineno} in {f.name}: {f.line}" for f in frames[-1:])
+
+
 def _refusal(module: nn.Module, error: Exception) -> ModelError:
     text = str(error).strip() or type(error).__name__
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_machinery(f.filename)]
-    notes = tuple(f"at {short(f.filename)}:{f.lineno} in {f.name}: {f.line}" for f in frames[-1:])
+    notes = raised_at(error)
     first = next((line for line in text.splitlines() if line.strip()), text)
     if "data-dependent expression" in text:
         return fail(

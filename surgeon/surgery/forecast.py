@@ -23,13 +23,14 @@ from surgeon.checkpoints.writing import BLOCKS_UNDER_WAY, Shard, Spec, shards_of
 from surgeon.graph.places import op_name
 from surgeon.models.stored import StoredModel
 from surgeon.planning.plan import Plan
+from surgeon.planning.transforms import Transform
 from surgeon.rewriting.checkpoint import GrownCheckpoint
 from surgeon.rewriting.noise import draws_whole
 from surgeon.rewriting.weights import block_boxes, expand_box
 from surgeon.running.parallel import side_by_side
 from surgeon.surgery.result import Delivery
 from surgeon.surgery.subject import Surgery
-from surgeon.surgery.values import values_of
+from surgeon.surgery.values import exact_values, stock_values
 from surgeon.verification.execution import ROWWISE
 from surgeon.verification.native import CONVERTED_BYTES, WIDER, is_held_by_stock
 from surgeon.verification.shelf import LARGE
@@ -99,7 +100,7 @@ def forecast_stored(surgery: Surgery, stored: StoredModel, delivery: Delivery) -
     chunk = min(CHUNK_BYTES, max((spec.bytes for spec in specs.values()), default=0))
     chunks = 0 if stored.checkpoint.saved is None else CHUNKS_UNDER_WAY * chunk
     stock = _stock_experts(stored, grown, specs)
-    return _forecast(surgery.plan, shards, bytes_in, max(converted, default=0), delivery.out, chunks, stock)
+    return _forecast(surgery.plan, shards, bytes_in, delivery, max(converted, default=0), chunks, stock)
 
 
 def forecast_planned(surgery: Surgery, delivery: Delivery, dtype: torch.dtype) -> Forecast:
@@ -109,7 +110,7 @@ def forecast_planned(surgery: Surgery, delivery: Delivery, dtype: torch.dtype) -
     written = delivery.dtype or dtype
     shards = shards_of([Spec(n, t.target_shape, written) for n, t in held.items()], delivery.shard_bytes)
     bytes_in = sum(prod(t.source_shape) for t in held.values()) * dtype.itemsize
-    return _forecast(plan, shards, bytes_in, 0, delivery.out)
+    return _forecast(plan, shards, bytes_in, delivery)
 
 
 def _stock_experts(stored: StoredModel, grown: GrownCheckpoint, specs: Mapping[str, Spec]) -> int:
@@ -128,18 +129,23 @@ def _forecast(
     plan: Plan,
     shards: Sequence[Shard],
     bytes_in: int,
-    bundle: int,
-    out: Path | None,
+    delivery: Delivery,
+    bundle: int = 0,
     chunks: int = 0,
     stock: int = 0,
 ) -> Forecast:
     """`bundle`: bytes of the largest one that is converted whole, source and grown, as held and as stored;
     `chunks`: of what is put together before it is written; `stock`: of experts as stock holds them."""
     total = sum(shard.bytes for shard in shards)
-    memory = SUNDRIES + max(_writing(plan, bundle) + chunks, _proving(plan, shards, bundle, stock))
-    if out is None:
+    taken = [_writing(plan, bundle) + chunks]
+    if delivery.verify != "none":
+        taken.append(_proving(plan, bundle))
+    if delivery.verify == "full":
+        taken.append(_comparing(plan, shards) + stock)
+    memory = SUNDRIES + max(taken)
+    if delivery.out is None:
         return Forecast(bytes_in, total, len(shards), memory)
-    return Forecast(bytes_in, total, len(shards), memory, room_at(out), _growing(plan))
+    return Forecast(bytes_in, total, len(shards), memory, room_at(delivery.out), _growing(plan))
 
 
 def _growing(plan: Plan) -> float:
@@ -168,36 +174,48 @@ def _growing(plan: Plan) -> float:
 
 
 def _writing(plan: Plan, bundle: int) -> int:
-    """Blocks in work, waiting and being written; or one tensor whose noise can only be drawn whole."""
+    """Blocks in work, waiting and being written; or one tensor whose noise can only be drawn whole; or what
+    is at one position of the first of three axes, which may be stored for itself (an expert)."""
     threads = torch.get_num_threads()
     block = min(BLOCK_ELEMENTS, max((prod(t.target_shape) for t in plan.transforms.values()), default=0))
     blocks = (TEMPORARIES * threads + 2 * threads + BLOCKS_UNDER_WAY) * block * WORK
-    whole = [prod(t.target_shape) for t in plan.transforms.values() if draws_whole(t)]
-    source = max((prod(t.source_shape) for t in plan.transforms.values()), default=0) * WORK
-    return source + max(blocks, TEMPORARIES * WORK * max(whole, default=0), bundle)
+    whole = [_made_at_once(t, 0) for t in plan.transforms.values() if draws_whole(t)]
+    parts = [_made_at_once(t, 1) for t in plan.transforms.values() if len(t.target_shape) > 2]
+    return max(blocks, WORK * max(whole, default=0), WORK * threads * max(parts, default=0), bundle)
 
 
-def _proving(plan: Plan, shards: Sequence[Shard], bundle: int, experts: int) -> int:
-    """Values, and what is read to make them: the largest tensor that an op reads whole in float64, source and
-    grown, or blocks of rows; in stock transformers the largest one in its own dtype and in a wider one,
-    unless it is read in blocks, too."""
-    specs = [spec for shard in shards for spec in shard.specs]
-    wide = max((WIDER[spec.dtype].itemsize for spec in specs if spec.dtype in WIDER), default=EXACT)
-    values, by_rows = values_of(plan, wide), _read_by_rows(plan)
-    shapes = {name: t.target_shape for name, t in plan.transforms.items() if name not in by_rows}
-    stock = max((prod(shape) * (WORK + wide) for shape in shapes.values()), default=0)
-    stock = max(stock, 4 * min(LARGE, max((spec.bytes for spec in specs), default=0))) + experts
-    exact = bundle
+def _made_at_once(transform: Transform, first: int, copies: int = TEMPORARIES) -> int:
+    """Elements of a tensor, or from its axis `first` on, read and made at once."""
+    return prod(transform.source_shape[first:]) + copies * prod(transform.target_shape[first:])
+
+
+def _proving(plan: Plan, bundle: int) -> int:
+    """Both graphs in float64: values, and what is read to make them, the largest tensor that an op reads
+    whole, source and grown, or blocks of rows."""
+    by_rows, exact = _read_by_rows(plan), bundle
     for name, transform in plan.transforms.items():
         # Of what is read by rows one position of the first axis is made whole where noise asks for that.
-        first = 0 if name in shapes else 1 if transform.noise and not transform.is_parted else None
-        if first is not None and (not first or len(transform.axes) > 2 or draws_whole(transform)):
-            first = 0 if draws_whole(transform) else first
-            sizes = transform.source_shape[first:], transform.target_shape[first:]
+        first = 1 if transform.noise and not transform.is_parted else None
+        first = 0 if name not in by_rows or draws_whole(transform) else first
+        if first is not None and (not first or len(transform.axes) > 2):
             copies = NOISY if transform.noise else TEMPORARIES
-            exact = max(exact, (prod(sizes[0]) + copies * prod(sizes[1])) * EXACT)
+            exact = max(exact, _made_at_once(transform, first, copies) * EXACT)
     blocks = (TEMPORARIES + 2) * torch.get_num_threads() * BLOCK_ELEMENTS * EXACT
-    return max(values.stock + stock, int(HEAP * (values.exact + exact + blocks)))
+    return int(HEAP * (exact_values(plan) + exact + blocks))
+
+
+def _comparing(plan: Plan, shards: Sequence[Shard]) -> int:
+    """Stock transformers: values and the largest tensor in the checkpoint's dtype and in a wider one, unless
+    it is read in blocks, each laid out once more for its product; then what was given, compared."""
+    specs = [spec for shard in shards for spec in shard.specs if spec.dtype in WIDER]
+    wide = max((WIDER[spec.dtype].itemsize for spec in specs), default=EXACT)
+    own = max((spec.dtype.itemsize for spec in specs), default=EXACT)
+    by_rows = _read_by_rows(plan)
+    whole = [prod(t.target_shape) for name, t in plan.transforms.items() if name not in by_rows]
+    block = min(LARGE, max((prod(spec.shape) * wide for spec in specs), default=0))
+    read = max(int(HEAP * (2 * block + block * own // wide)), max(whole, default=0) * (WORK + wide))
+    running, given = stock_values(plan)
+    return max(wide * running + (own + wide) * given + read, (2 * own + wide + EXACT) * given)
 
 
 def _read_by_rows(plan: Plan) -> frozenset[str]:

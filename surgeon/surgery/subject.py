@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from surgeon.axes.store import Axis
 from surgeon.checkpoints.reading import holds_weights, open_checkpoint
 from surgeon.errors import ModelError, PlanError, SurgeonError, counted, fail
-from surgeon.graph.capture import capture, dynamic_batch
+from surgeon.graph.capture import capture, dynamic_batch, raised_at, silently
 from surgeon.graph.captured import Captured
 from surgeon.graph.closed import closed_nodes
 from surgeon.graph.draws import refuse_draws
 from surgeon.graph.inference import Anatomy, infer
+from surgeon.graph.kept import left_as_it_is
 from surgeon.graph.places import starred
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
@@ -30,6 +33,7 @@ from surgeon.models.native import (
     following_fields,
     numeric_fields,
     own_name,
+    reason,
     refusal,
 )
 from surgeon.models.pictures import failure
@@ -44,9 +48,9 @@ FEW = 3  # things named before a list is cut short
 LONG = 120  # characters, of what the model finds
 OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetensors file with tensors by name"
 GIVEN_INPUTS = "its inputs are your own: are their dtypes, shapes and numbers what its forward pass takes?"
-UNTRACED = "it fails so when it is called and not traced, too"
-FAULT = "either what it is given is not what it takes, or the class is at fault: stock transformers tells"
+FAULT = "do the sizes in its config go together, and with its inputs? Stock transformers would fail so, too"
 KEPT_INPUTS = "its inputs are your own and keep their sizes: what is as wide as one of them cannot grow"
+SIZES = re.compile(r"\b(sizes?|shapes?|dimensions?)\b")
 Stage = Callable[[str], None]
 
 
@@ -102,7 +106,10 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
         module = source.module
         buffers = {name: b.detach() for name, b in module.named_buffers()}
         shapes = dynamic_batch(source.args, source.kwargs)
-        captured = capture(module, source.args, source.kwargs, shapes, known)
+        try:
+            captured = capture(module, source.args, source.kwargs, shapes, known)
+        except ModelError as error:
+            raise _told_of_calls(error, module, _failure(module, source.args, source.kwargs)) from error
     stage("inferring dims")
     # The class is built anew, so what it makes of numbers is made anew; a plain module's graph stays.
     closed = closed_nodes(captured) if isinstance(source, TransformersSource) else frozenset()
@@ -126,14 +133,43 @@ def _first_captured(
             with contextlib.suppress(ModelError):  # the first says more
                 captured = _captured(module, module, known, words, buffers)
                 return captured, words, f"pictures: {error.diagnostics[0].message}"
-        first, *others = error.diagnostics
         if error.code != "S210":
             raise
-        notes, cause = (*first.notes, OWN_INPUTS if given is None else GIVEN_INPUTS), error.__cause__
-        failed = failure(module, supply.batch(module))
-        if failed is not None and (type(failed), str(failed)) == (type(cause), str(cause)):
-            first, notes = replace(first, help=FAULT), (*notes, UNTRACED)
-        raise ModelError(replace(first, notes=notes), *others) from error
+        told = _told_of_calls(error, module, failure(module, supply.batch(module)))
+        first, *others = told.diagnostics
+        note = OWN_INPUTS if given is None else GIVEN_INPUTS
+        raise ModelError(replace(first, notes=(*first.notes, note)), *others) from error
+
+
+def _told_of_calls(error: ModelError, module: nn.Module, failed: Exception | None) -> ModelError:
+    """What is said of a module that cannot be captured: where it cannot be called either, and fails as the
+    trace did, that. One without data fails at much for want of it: of that sizes that do not go together
+    count as well, met where the trace met them."""
+    cause = error.__cause__
+    if error.code != "S210" or failed is None or cause is None:
+        return error
+    dataless = any(parameter.is_meta for parameter in module.parameters())
+    notes, said = error.diagnostics[0].notes, (str(failed), str(cause))
+    sized = raised_at(failed)[:1] == notes[:1] and all(map(SIZES.search, said))
+    if dataless and not sized and (type(failed), said[0]) != (type(cause), said[1]):
+        return error
+    return fail(
+        ModelError,
+        "S210",
+        f"{type(module).__name__} fails when it is called, traced or not: {reason(failed)}",
+        notes=notes,
+        help=FAULT if dataless else "does it run on these inputs, on this device and in this dtype?",
+    )
+
+
+def _failure(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Exception | None:
+    """The error with which a plain module fails on its inputs; None where it runs."""
+    try:
+        with silently(), torch.no_grad(), left_as_it_is(module):
+            module(*args, **kwargs)
+    except Exception as failed:  # of whatever kind: it is the module's own
+        return failed
+    return None
 
 
 def _captured(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -18,19 +17,22 @@ EXACT = 8  # bytes of an element in float64
 COMPARED = 5  # values of a node's size that are made to hold it against the source's
 SCORES = 3  # of attention: products, with a mask, normalised
 FUNCTIONAL = 6  # values of the output's size from which a backward pass starts
-OBSERVED = 24  # bytes of an element of the output for what stock gave of it, three times, and to compare them
 
 
-@dataclass(frozen=True)
-class Values:
-    """Bytes at the peak: of both graphs in float64 with the backward pass, and of stock transformers."""
-
-    exact: int
-    stock: int
+def exact_values(plan: Plan) -> int:
+    """Bytes at the peak of both graphs in float64, with the backward pass."""
+    return EXACT * _peaks(plan)[0]
 
 
-def values_of(plan: Plan, wide: int) -> Values:
-    """The peaks for one plan; `wide` are the bytes of an element in the widest dtype that stock runs in."""
+def stock_values(plan: Plan) -> tuple[int, int]:
+    """Elements at the peak of stock transformers, on all inputs that it runs on, and of what it gives."""
+    _, stock, result = _peaks(plan)
+    return len(SEEDS) * stock, len(SEEDS) * result
+
+
+def _peaks(plan: Plan) -> tuple[int, int, int]:
+    """Elements at the peak of both graphs with the backward pass, of the grown graph alone, and of its first
+    output, on one of the inputs."""
     captured, watched = plan.anatomy.captured, watched_nodes(plan)
     nodes = schedule(captured.nodes)
     held = captured.parameters.keys()
@@ -59,7 +61,7 @@ def values_of(plan: Plan, wide: int) -> Values:
     result = elements(_twin(captured.results[0], plan)) if captured.results else 0
     largest = max(elements(_twin(n, plan)) + _aside(_twin(n, plan)) for n in nodes if n.name not in held)
     exact = max(exact, kept + live + FUNCTIONAL * result + 2 * largest)
-    return Values(EXACT * exact, len(SEEDS) * (wide * stock + OBSERVED * result))
+    return exact, stock, result
 
 
 def _twin(node: fx.Node, plan: Plan) -> fx.Node:

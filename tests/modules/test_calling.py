@@ -356,6 +356,13 @@ def test_a_module_that_fails_when_it_is_called_is_refused(tmp_path: Path) -> Non
     assert caught.value.code == "S213"
 
 
+def test_a_module_that_fails_traced_or_not_is_not_blamed_on_the_trace(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        surgeon.dims(nn.Linear(8, 4), (torch.randn(3, 16),))
+    assert caught.value.code == "S210"
+    assert "Linear fails when it is called, traced or not: mat1 and mat2" in str(caught.value)
+
+
 def test_an_output_that_grows_itself_is_said(tmp_path: Path) -> None:
     module, x = _made(lambda y, h: {"said": y, "hidden": h}), _drawn(4, 5)
     result = surgeon.apply(_recipe(tmp_path), module, example_inputs=(x,))
