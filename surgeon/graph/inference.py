@@ -116,7 +116,25 @@ def infer(captured: Captured, rules: tuple[OpRule, ...], closed: frozenset[str] 
             values[node.name] = _getitem(node, values)
         elif node.op == "call_function":
             values[node.name] = _call(node, table, store, values, shapes, calls, refused)
+    _name_dims(captured, store, values)
     return Anatomy(captured, store, values, calls, frozenset(refused), closed, table)
+
+
+def _name_dims(captured: Captured, store: Store, values: Values) -> None:
+    """Call each dim after an axis of a parameter, where one holds it: the op that it was first seen in may
+    not be known to anyone."""
+    axes = [
+        (f"{name}[{i}]", axis)
+        for placeholder, name in captured.parameters.items()
+        for value in values[placeholder]
+        if value is not None
+        for i, axis in enumerate(value.axes)
+    ]
+    known = {label for label, _ in axes}
+    for label, axis in axes:
+        for dim in store.leaves(axis):
+            if store.labels[dim] not in known:
+                store.labels[dim] = label
 
 
 def _placeholder(

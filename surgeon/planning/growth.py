@@ -128,7 +128,9 @@ def config_request(
             label, fields = _fields(target, names, read, fields_of_axis, model_type, known)
             if not fields:
                 unsized[label] = None
-                notes.append(f"{label}: the config states no size for it; the class derives it")
+                notes.append(
+                    f"{label}: no field of this config is named for it, so it stays, or follows what grows"
+                )
                 continue
             used[label] = fields
             sizes: dict[str, Size] = {f: read(f) for f in fields}
@@ -160,8 +162,8 @@ def config_request(
         raise fail(
             PlanError,
             "S313",
-            f"{model_type}: nothing would grow, as its config states no size for {', '.join(unsized)}",
-            help="surgeon dims MODEL lists what grows; or name another dim or config field",
+            f"{model_type}: nothing would grow, as no field of its config is named for {', '.join(unsized)}",
+            help="surgeon dims MODEL lists what grows; name a field of the config: grow config.FIELD by 2",
         )
     return Request(changes, used, tuple(notes))
 

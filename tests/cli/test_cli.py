@@ -221,6 +221,8 @@ def test_names_are_whole_in_a_file_and_in_a_narrow_terminal(
     shown = capsys.readouterr().out
     assert "model.embed_tokens.weight[1], model.layers.*.self_attn.q_proj.weight[1] and" in shown
     assert all(line == line.rstrip() for line in shown.splitlines())
+    called = [row.label for row in dim_rows(surgeon.dims(model / "config.json"))]
+    assert all(label.endswith(("weight[0]", "weight[1]")) for label in called)  # after no op
     narrow = Console(width=40, force_terminal=True, file=io.StringIO())
     show_dims(narrow, dim_rows(surgeon.dims(model / "config.json")))
     assert isinstance(narrow.file, io.StringIO) and "…" not in narrow.file.getvalue()
