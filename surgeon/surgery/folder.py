@@ -43,6 +43,8 @@ from surgeon.surgery.subject import Stage, Surgery
 from surgeon.verification.report import Report
 from surgeon.version import VERSION
 
+OWN_CODE = "auto_map"  # the field of a config that names classes in Python files beside it
+
 
 def apply_folder(
     surgery: Surgery,
@@ -152,7 +154,7 @@ def _finish(
         stored.checkpoint.refuse_changes()
         weights = {p.file.name for entry in stored.checkpoint.entries.values() for p in entry.pieces}
         behind = _behind(left_behind(source.folder, carried, weights))
-        notes = (*_notes(stored, grown, source.model_class), *said, *behind)
+        notes = (*_notes(stored, grown, source.model_class), *said, *_code(source), *behind)
         record = record_of(surgery, report, source.name) | {"notes": notes}
         write_surgery(folder, record)
         write_card(folder, source.name, record)
@@ -202,6 +204,14 @@ def _notes(stored: StoredModel, grown: GrownCheckpoint, model_class: Any) -> tup
     return tuple(notes)
 
 
+def _code(source: TransformersSource) -> tuple[str, ...]:
+    """That the grown config names no code of the source's own, where transformers' class has grown."""
+    if source.brings_code or OWN_CODE not in source.content:
+        return ()
+    said = f"what has grown, and is proved, is transformers' own {source.model_class.__name__}"
+    return (f"config.json: {OWN_CODE} is left out: {said}",)
+
+
 def _behind(names: Sequence[str]) -> tuple[str, ...]:
     """What of the source's folder is not in the grown one."""
     others = [name for name in names if name != CARD]
@@ -214,8 +224,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _write_config(source: TransformersSource, plan: Plan, folder: Path, dtype: torch.dtype | None) -> None:
-    """The source's own config.json with the grown fields changed, and nothing else."""
+    """The source's own config.json with the grown fields changed, and without code that stays behind."""
     content = copy.deepcopy(dict(source.content))
+    if not source.brings_code:
+        content.pop(OWN_CODE, None)
     for name, (_, value) in plan.config_changes.items():
         *parents, last = name.split(".")
         place = content

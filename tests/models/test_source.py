@@ -151,6 +151,19 @@ def test_a_model_of_its_own_code_grows_into_a_folder_that_loads(
     assert plan.config_changes["hidden_size"] == (16, 32)
 
 
+def test_code_that_stays_behind_is_named_in_no_grown_config(tmp_path: Path) -> None:
+    """The stock class is what grows and is proved; with the code named and not there nothing would load."""
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).save_pretrained(tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": OWN_CODE}))
+    (tmp_path / "m" / "own.py").write_text("raise RuntimeError('is not to run')")
+    result = surgeon.apply("grow", tmp_path / "m", tmp_path / "grown", device="cpu")
+    assert any(note.startswith("config.json: auto_map is left out") for note in result.notes)
+    grown = AutoModelForCausalLM.from_pretrained(tmp_path / "grown", trust_remote_code=True)
+    assert type(grown) is LlamaForCausalLM
+
+
 def refused(spec: str, code: str, *texts: str, trust: bool = False) -> None:
     with pytest.raises(ModelError) as caught:
         open_source(spec, trust)
