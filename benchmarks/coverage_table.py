@@ -82,9 +82,7 @@ def table(rows: list[Row]) -> str:
     ]
     for group in dict.fromkeys(row["group"] for row in rows):
         mine = [row for row in rows if row["group"] == group]
-        counts = Counter(outcome(row) for row in mine)
-        total = ", ".join(f"{counts[what]} {what}" for what in OUTCOMES if counts[what])
-        lines += [f"## {group}: {len(mine)} classes", "", f"{total}.", ""]
+        lines += [f"## {group}", ""]
         lines += ["| class | dims | config fields grown | exact | stock | other ways | why not |"]
         lines += ["|---|---|---|---|---|---|---|"]
         lines += [_row(row) for row in sorted(mine, key=lambda r: (OUTCOMES.index(outcome(r)), r["class"]))]
@@ -92,10 +90,21 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def _overview(rows: list[Row]) -> list[str]:
+    """What became of the classes of each group, in a table."""
+    groups = [*dict.fromkeys(row["group"] for row in rows)]
+    several = [(group, [row for row in rows if row["group"] == group]) for group in groups]
+    lines = [f"| | classes | {' | '.join(OUTCOMES)} |", f"|---|---|{'---|' * len(OUTCOMES)}"]
+    for group, mine in (*several, ("all", rows)):
+        counts = Counter(outcome(row) for row in mine)
+        numbers = (str(counts[what] or "") for what in OUTCOMES)
+        lines.append(f"| {group} | {len(mine)} | {' | '.join(numbers)} |")
+    return lines
+
+
 def _summary(rows: list[Row]) -> list[str]:
     """Counts over all groups, and what planning takes."""
-    counts = Counter(outcome(row) for row in rows)
-    lines = [f"{len(rows)} classes: " + ", ".join(f"{counts[w]} {w}" for w in OUTCOMES if counts[w]) + "."]
+    lines = _overview(rows)
     judged = [a for row in rows for a in _attempts(row) if "judged" in a]
     if judged:
         good = sum(not a["wrong"] for a in judged)
