@@ -10,6 +10,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from surgeon.models.inputs import real_inputs
+from surgeon.models.inputs import alone, in_choices, real_inputs
 from surgeon.models.supply import laid_in
 from surgeon.verification.rounding import DRAWS, round_otherwise
 
@@ -190,20 +191,20 @@ def _numbers(large: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inputs(model: Any) -> dict[str, Any]:
     """Inputs without a mask, or with one that masks nothing, with pictures among the words where the class
-    itself runs on them."""
-    inputs = real_inputs(model, seed=7)
-    try:
-        _outputs(model, inputs)
-    except Exception:
-        inputs = real_inputs(model, seed=7, pictures=False)
-    mask = inputs.pop("attention_mask", None)
-    try:
-        _outputs(model, inputs)
-    except Exception:
-        if mask is None:
-            raise
-        inputs["attention_mask"] = torch.ones_like(mask)
-    return inputs
+    itself runs on them; as a plain batch, or laid as the class takes it."""
+    failure: Exception | None = None
+    for lay, pictures in product((dict, in_choices, alone), (True, False)):
+        inputs = lay(real_inputs(model, seed=7, pictures=pictures))
+        mask = inputs.pop("attention_mask", None)
+        masked = [] if mask is None else [{**inputs, "attention_mask": torch.ones_like(mask)}]
+        for found in (inputs, *masked):
+            try:
+                _outputs(model, found)
+                return found
+            except Exception as error:
+                failure = failure or error
+    assert failure is not None
+    raise failure
 
 
 def _double(value: Any) -> Any:

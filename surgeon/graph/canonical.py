@@ -18,6 +18,7 @@ def canonical(graph: fx.Graph) -> None:
     graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=False))
     _leave_positions(graph)
     _norm_one_axis(graph)
+    _index_side_by_side(graph)
     _mask_each_head(graph)
 
 
@@ -99,6 +100,33 @@ def _norm_one_axis(graph: fx.Graph) -> None:
             back = laid(node, aten.unflatten.int, -1, list(shape))
         back.meta = {**whole, "val": whole["val"]}
         node.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
+
+
+def _index_side_by_side(graph: fx.Graph) -> None:
+    """Indices apart from each other, as in ``x[i, :, j]``, have their axes at the front of what is read; so
+    do those of ``x.movedim(1, -1)[i, j]``, which rules speak of."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target not in (aten.index.Tensor, aten.index_put.default):
+            continue
+        x, given, *others = node.args
+        where = [i for i, index in enumerate(given) if index is not None]
+        if where == list(range(where[0], where[-1] + 1)):
+            continue
+        if any(given[i].meta["val"].dtype == torch.bool for i in where):
+            continue
+        order = [*where, *(i for i in range(x.meta["val"].ndim) if i not in where)]
+        with graph.inserting_before(node):
+            moved = graph.call_function(aten.permute.default, (x, order))
+        moved.meta = {**node.meta, "val": x.meta["val"].permute(order)}
+        node.args = (moved, [given[i] for i in where], *others)
+        if node.target is aten.index_put.default:
+            whole, node.meta = node.meta, {**node.meta, "val": moved.meta["val"]}
+            back = [order.index(i) for i in range(len(order))]
+            with graph.inserting_after(node):
+                laid = graph.call_function(aten.permute.default, (node, back))
+            laid.meta = whole
+            node.replace_all_uses_with(laid, delete_user_cb=lambda user, laid=laid: user is not laid)
 
 
 def _mask_each_head(graph: fx.Graph) -> None:

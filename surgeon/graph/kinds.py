@@ -7,6 +7,7 @@ the axes of the outputs. The table at the end is keyed by the language's kind na
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 from torch import fx
 
@@ -50,8 +51,12 @@ def _rearranged(call: Call, store: Store, axes: Axes, sizes: tuple[int, ...], re
 
 
 def segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[slice, slice]]:
-    """The stretches of axes that a view turns into each other, as short as sizes allow."""
-    found, i, j = [], 0, 0
+    """The stretches of axes that a view turns into each other, as short as sizes allow. Where a size that
+    only data tell is among them, the products may differ: then axes of one size at the end are the same."""
+    found, i, j = list[tuple[slice, slice]](), 0, 0
+    if before and after and before[-1] == after[-1] and prod(before) != prod(after):
+        last = slice(len(before) - 1, len(before)), slice(len(after) - 1, len(after))
+        return [*segments(before[:-1], after[:-1]), last]
     while i < len(before) or j < len(after):
         start, left, right = (i, j), 1, 1
         while (left != right or (i, j) == start) and (i < len(before) or j < len(after)):

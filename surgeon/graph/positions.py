@@ -27,8 +27,8 @@ from surgeon.graph.calls import (
 
 
 def indexed(call: Call) -> list[int] | None:
-    """The axes that ``x[i, :, j]`` indexes; None where the result is not laid out axis for axis: indices
-    apart from each other, or truth values beside others."""
+    """The axes that ``x[:, i, j]`` indexes; None where the result is not laid out axis for axis: indices
+    apart from each other, of which one holds truth values, or truth values beside others."""
     if "dim" in call.names:
         return [call.axis_arg(call.arg("dim"), len(call.axes(call.args[0])))]
     given: list[Any] = list(call.args[1]) if isinstance(call.args[1], (list, tuple)) else []
@@ -65,7 +65,7 @@ def _is_truth(call: Call) -> bool:
 
 
 def index(call: Call, store: Store) -> Outputs:
-    """``x[i, :, j]``: indexed axes are read by position; axes without an index stay."""
+    """``x[:, i, j]``: indexed axes are read by position; axes without an index stay."""
     axes, where = list(call.axes(call.args[0])), indexed(call)
     if where is None:
         return _refused(call, store)

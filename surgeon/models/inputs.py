@@ -148,6 +148,16 @@ def _instead(module: nn.Module) -> str:
     return f"grow its parts, each as its own save_pretrained saves it: {named}"
 
 
+def in_choices(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Each example as two, to choose from: batch × choices × length."""
+    return {k: torch.stack([v, v.flip(0)], 1) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+
+def alone(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The first example."""
+    return {name: value[:1] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
 def _ways(config: Any, accepted: Mapping[str, inspect.Parameter], names: Sequence[str]) -> list[Way]:
     """How the class may take what it looks at beside words, the likeliest first."""
     if any(needs(accepted[grid]) for grid in GRIDS & accepted.keys()):
@@ -244,11 +254,14 @@ def _tokens(module: Any, generator: torch.Generator, padded: bool) -> dict[str, 
     if sounds is not None:  # beside each word, one id of every codebook
         shape = (*shape, 1 + module.config.num_codebooks)
         ordinary = ordinary[ordinary < sounds]
-    chosen = torch.randint(len(ordinary), shape, generator=generator)
+    ids = ordinary[torch.randint(len(ordinary), shape, generator=generator)]
     mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)
     if padded:
         mask[-1, SEQUENCE - 3 :] = 0
-    return {"input_ids": ordinary[chosen], "attention_mask": mask}
+    end = getattr(module.config, "eos_token_id", None)
+    if getattr(module.config, "is_encoder_decoder", False) and isinstance(end, int) and rows == BATCH:
+        ids[torch.arange(BATCH), mask.sum(1) - 1] = end  # an encoder's head may look for it
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def _decoder_ids(module: Any, inputs: Mapping[str, Any], generator: torch.Generator) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,19 @@ from surgeon.models.inputs import real_inputs
 class Supply:
     """Inputs for a transformers class, by the names of its forward pass. Without `given` ones they are made
     up, with `pictures` among the words of a model that reads both. Several batches are given as one where
-    they are `joined`: a model may hold the examples of a batch against each other."""
+    they are `joined`: a model may hold the examples of a batch against each other. `lay` lays what is made up
+    in another way, for a class that takes no plain batch."""
 
     given: Mapping[str, Tensor] | None = field(default=None, repr=False)
     pictures: bool = True
     joined: bool = True
+    lay: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
     def batch(self, module: nn.Module, seed: int = 0) -> dict[str, Any]:
         """One batch on CPU. Raises ModelError S211 (it cannot be made up), S224 (a name the class lacks)."""
         if self.given is None:
-            return real_inputs(module, seed, self.pictures)
+            made = real_inputs(module, seed, self.pictures)
+            return made if self.lay is None else self.lay(made)
         accepted = inspect.signature(module.forward).parameters
         given = laid_in(self.given)
         for name in given:

@@ -25,7 +25,7 @@ from surgeon.graph.kept import left_as_it_is
 from surgeon.graph.places import starred
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
-from surgeon.models.inputs import blind_to, pictured
+from surgeon.models.inputs import alone, blind_to, in_choices, pictured
 from surgeon.models.native import (
     build_config,
     build_meta,
@@ -36,7 +36,7 @@ from surgeon.models.native import (
     reason,
     refusal,
 )
-from surgeon.models.pictures import failure
+from surgeon.models.pictures import failure, runs_on
 from surgeon.models.source import Source, TransformersSource
 from surgeon.models.supply import Supply
 from surgeon.models.ties import apart_in, untie
@@ -49,6 +49,7 @@ LONG = 120  # characters, of what the model finds
 OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetensors file with tensors by name"
 GIVEN_INPUTS = "its inputs are your own: are their dtypes, shapes and numbers what its forward pass takes?"
 FAULT = "do the sizes in its config go together, and with its inputs? Stock transformers would fail so, too"
+ALONE = "several examples at once, which the class does not take"
 KEPT_INPUTS = "its inputs are your own and keep their sizes: what is as wide as one of them cannot grow"
 SIZES = re.compile(r"\b(sizes?|shapes?|dimensions?)\b")
 Stage = Callable[[str], None]
@@ -135,6 +136,9 @@ def _first_captured(
                 return captured, words, f"pictures: {error.diagnostics[0].message}"
         if error.code != "S210":
             raise
+        for laid, unseen in ((Supply(lay=in_choices), ""), (Supply(lay=alone), ALONE)):
+            if given is None and runs_on(module, laid.batch(module)):
+                return _captured(module, module, known, laid, buffers), laid, unseen
         told = _told_of_calls(error, module, failure(module, supply.batch(module)))
         first, *others = told.diagnostics
         note = OWN_INPUTS if given is None else GIVEN_INPUTS

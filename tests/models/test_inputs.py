@@ -204,6 +204,32 @@ def test_words_alone_where_pictures_cannot_be_traced_and_the_reason_is_kept() ->
         _first_captured(module, KNOWN)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "unseen"),
+    [
+        ("BertForMultipleChoice", (BATCH, 2, SEQUENCE), ""),
+        ("LlamaForSequenceClassification", (1, SEQUENCE), "several examples at once"),
+    ],
+)
+def test_examples_laid_as_a_class_takes_them(name: str, shape: tuple[int, ...], unseen: str) -> None:
+    model_class, config = tiny(name)
+    module, buffers = build_meta(config, model_class)
+    _, supply, said = _first_captured(module, KNOWN, None, buffers)
+    inputs = supply.batch(module)
+    assert inputs["input_ids"].shape == shape and inputs["attention_mask"].shape == shape
+    assert said.startswith(unseen)
+    assert run(model_class(config), inputs).logits.isfinite().all()
+    with pytest.raises((RuntimeError, ValueError)):
+        run(model_class(config), real_inputs(module, 0))
+
+
+def test_what_an_encoder_decoder_reads_ends_as_its_texts_do() -> None:
+    model_class, config = tiny("BartForSequenceClassification")  # whose head looks for the end
+    inputs = real_inputs(model := model_class(config), 0)
+    assert ((inputs["input_ids"] == config.eos_token_id) & (inputs["attention_mask"] == 1)).sum(1).eq(1).all()
+    assert run(model, inputs).logits.shape[0] == BATCH
+
+
 def test_of_many_lines_that_ask_only_some_are_named() -> None:
     branches = tuple(f"{n} at model.py:{n}" for n in range(5))
     assert _taken_for_granted(branches[:2]) == (

@@ -44,6 +44,16 @@ def _best(m: Any, x: Tensor) -> Tensor:
     return torch.tanh(rows @ m.out.T)[scores.topk(2, 1).indices] + F.linear(torch.tanh(h), m.out)[:, None]
 
 
+def _apart(m: Any, x: Tensor) -> Tensor:
+    h = torch.tanh(hidden(m, x))[..., None] * torch.arange(
+        1.0, 5.0, dtype=x.dtype
+    )  # examples, channels, places
+    i, j = torch.tensor([0, 2]), torch.tensor([3, 1])
+    picked = h[i, :, j]
+    h[i, :, j] = 2 * picked
+    return torch.cat([picked @ m.out.T, h.sum(2) @ m.out.T])
+
+
 def _in_order(m: Any, x: Tensor) -> Tensor:
     h = hidden(m, x)
     scores = torch.cat([h @ h.T, torch.zeros(x.shape[0], 1, dtype=x.dtype)], 1)
@@ -61,6 +71,16 @@ GROWS: dict[str, Case] = {
     "scaled values in order, beside zeros": (
         _in_order,
         {"inward": (6, 5), "rows": (3, 6), "out": (2, 6)},
+        "inward 0 by 2",
+    ),
+    "rows and columns picked apart from each other, and written there": (
+        _apart,
+        {"inward": (6, 5), "out": (2, 6)},
+        "inward 0 by 2",
+    ),
+    "rows that a mask picks, laid in a table": (
+        lambda m, x: F.linear(torch.tanh(hidden(m, x))[x[:, 0].abs() < 9].view(1, -1, 6)[:, -1], m.out),
+        {"inward": (6, 5), "out": (2, 6)},
         "inward 0 by 2",
     ),
     "scaled values cut at zero": (
@@ -209,14 +229,13 @@ def test_a_refusal_names_what_the_equation_contradicts_and_nothing_else(tmp_path
 
 
 def test_a_tied_weight_that_nothing_can_scale_is_named(tmp_path: Path) -> None:
-    def tied(m: Any, x: Tensor) -> Tensor:
-        return F.linear(F.rms_norm(F.embedding(x.abs().long(), m.rows), (4,)), m.rows)
-
+    module = Formula(
+        lambda m, x: m.head(F.rms_norm(F.embedding(x.abs().long(), m.rows), (4,))),
+        rows=(9, 4),
+    )
+    module.head = nn.Linear(4, 9, bias=False)
+    module.head.weight = module.rows
     with pytest.raises(PlanError, match="it is an output of the model") as caught:
-        module = Formula(tied, rows=(9, 4))
-        module.head = nn.Linear(4, 9, bias=False)
-        module.head.weight = module.rows
-        module.formula = lambda m, x: m.head(F.rms_norm(F.embedding(x.abs().long(), m.rows), (4,)))
         grow(module, tmp_path, "rows 1 by 2", x=numbers(3, 5))
     assert "head.weight and rows are one tensor" in str(caught.value)
 
