@@ -38,7 +38,7 @@ from surgeon.surgery.forecast import Forecast, forecast_planned, forecast_stored
 from surgeon.surgery.module import apply_module, prove_modules
 from surgeon.surgery.proof import main_dtype, prove_folders
 from surgeon.surgery.result import Delivery, Result
-from surgeon.surgery.subject import Stage, Subject, Surgery, examine, plan_surgery, quiet
+from surgeon.surgery.subject import Stage, Subject, Surgery, examine, plan_surgery, proved_for, quiet
 from surgeon.verification.report import Report
 
 SHARD_SIZE = "5GB"
@@ -302,7 +302,7 @@ def verify(
     if isinstance(small, ModuleSource) and isinstance(large, ModuleSource):
         surgery, grown = _grown_from(examine(small, None, stage), examine(large, None, stage))
         stage("proof: both graphs in float64")
-        return prove_modules(surgery, grown, where)
+        return _noted(prove_modules(surgery, grown, where), surgery)
     for given in (small, large):
         if not isinstance(given, TransformersSource) or given.folder is None:
             raise fail(
@@ -327,7 +327,14 @@ def verify(
     for stored in (old, new):
         stored.refuse_unlike_twins()
     stage("proof: both graphs in float64")
-    return prove_folders(surgery, old, small.folder, large.folder, None, where, stage, grown=new)
+    return _noted(
+        prove_folders(surgery, old, small.folder, large.folder, None, where, stage, grown=new), surgery
+    )
+
+
+def _noted(report: Report, surgery: Surgery) -> Report:
+    """A proof without a plan that was shown, with what the plan would have said of it."""
+    return replace(report, notes=(*proved_for(surgery.subject), *report.notes))
 
 
 def _grown_from(subject: Subject, grown: Subject) -> tuple[Surgery, Subject]:

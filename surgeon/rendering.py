@@ -180,6 +180,8 @@ def show_report(console: Console, report: Report) -> None:
             table.add_row("trainable", "", "", note)
     show_table(console, table)
     console.print(f"\n{report.verdict}", style="bold")
+    for note in report.notes:
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def _trained(found: Trainability) -> Iterator[str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
 from surgeon.checkpoints.carry import write_surgery
 from surgeon.checkpoints.staging import set_aside, staging
 from surgeon.checkpoints.writing import Spec, write_checkpoint
+from surgeon.errors import PlanError, fail
 from surgeon.models.source import ModuleSource
 from surgeon.planning.plan import plan_growth
 from surgeon.rewriting.calling import calling_of, refuse_unwritable
@@ -61,29 +62,67 @@ def apply_module(surgery: Surgery, delivery: Delivery, stage: Stage) -> Result:
 
 def prove_modules(surgery: Surgery, grown: Subject, device: torch.device) -> Report:
     """The proof for a plain module and another that has grown from it: both graphs side by side, and each of
-    them held against its module as it is called. Raises ModelError S213."""
+    them held against its module as it is called. Raises ModelError S213, PlanError S320 where they return
+    other things or hold other constants."""
     plan, small, large = surgery.plan, surgery.subject.source, grown.source
     assert isinstance(small, ModuleSource) and isinstance(large, ModuleSource)
     calling = calling_of(plan.anatomy.captured, small.module.forward)
     its_calling = calling_of(grown.anatomy.captured, large.module.forward)
     state, its_state = _state(small), _state(large)
-    floats = [value.dtype for value in its_state.values() if value.is_floating_point()]
+    _refuse_other_answers(surgery, grown)
     pair = Pair(
         plan,
         state.__getitem__,
         calling.leaves(small.args, small.kwargs),
         its_state.__getitem__,
         held_buffers=dict(large.module.named_buffers()),
-        rounded_to=max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64),
+        rounded_to=_main_dtype([its_state[name] for name in grown.anatomy.captured.parameters.values()]),
     )
     run = coexecute(pair, device, watched_nodes(plan))
     called = Called(small.module, small.args, small.kwargs, calling.rewrites)
-    held_to_module(plan, calling, called, run)
+    notes = held_to_module(plan, calling, called, run)
     alone = plan_growth(grown.anatomy, replace(plan.recipe, preserve=()))  # it grows no further
     called = Called(large.module, large.args, large.kwargs, its_calling.rewrites)
-    held_to_module(alone, its_calling, called, replace(run, source={}))
+    notes += held_to_module(alone, its_calling, called, replace(run, source={}))
     trained, untrained = trainability(plan, run)
-    return Report(len(plan.anatomy.calls), run.report, None, trained, untrained, scaled=plan.scaled_outputs)
+    count, scaled = len(plan.anatomy.calls), plan.scaled_outputs
+    return Report(count, run.report, None, trained, untrained, scaled=scaled, notes=notes)
+
+
+def _refuse_other_answers(surgery: Surgery, grown: Subject) -> None:
+    """Raise PlanError S320 where the grown module returns other values, or under other names, than the
+    source, or holds other constants."""
+    native, small, large = surgery.plan.native, surgery.subject.anatomy.captured, grown.anatomy.captured
+    assert native is not None
+    twins = native.twins
+    ours, theirs = (list(cast(Any, captured.nodes[-1].args[0])) for captured in (small, large))
+    same = small.program.call_spec.out_spec == large.program.call_spec.out_spec and all(
+        twins[a.name] == b.name if isinstance(a, fx.Node) and isinstance(b, fx.Node) else a == b
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    held = ((value, large.constants.get(twins[name])) for name, value in small.constants.items())
+    other = next((a for a, b in held if b is None or a.dtype != b.dtype or not torch.equal(a, b)), None)
+    if same and other is None:
+        return
+    raise fail(
+        PlanError,
+        "S320",
+        f"{grown.source.name} has not grown from {surgery.subject.source.name}",
+        notes=(
+            "it returns other values, or under other names"
+            if not same
+            else f"it holds another constant of shape {tuple(other.shape) if other is not None else ()}",
+        ),
+    )
+
+
+def _main_dtype(weights: list[Tensor]) -> torch.dtype:
+    """The floating dtype of most bytes."""
+    sizes: dict[torch.dtype, int] = {torch.float64: 0}
+    for weight in weights:
+        if weight.is_floating_point():
+            sizes[weight.dtype] = sizes.get(weight.dtype, 0) + weight.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def _state(source: ModuleSource) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from surgeon.axes.store import Axis
@@ -21,7 +20,6 @@ from surgeon.graph.captured import Captured
 from surgeon.graph.closed import closed_nodes
 from surgeon.graph.draws import refuse_draws
 from surgeon.graph.inference import Anatomy, infer
-from surgeon.graph.kept import left_as_it_is
 from surgeon.graph.places import starred
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
@@ -43,12 +41,13 @@ from surgeon.models.ties import apart_in, untie
 from surgeon.planning.growth import Size, config_request, file_fields, unknown_parameter
 from surgeon.planning.native import companions, compare
 from surgeon.planning.plan import Plan, plan_growth
+from surgeon.verification.traced import Called
 
 FEW = 3  # things named before a list is cut short
 LONG = 120  # characters, of what the model finds
 OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetensors file with tensors by name"
 GIVEN_INPUTS = "its inputs are your own: are their dtypes, shapes and numbers what its forward pass takes?"
-FAULT = "do the sizes in its config go together, and with its inputs? Stock transformers would fail so, too"
+FAULT = "do the sizes in its config go together, and with its inputs?"
 ALONE = "several examples at once, which the class does not take"
 KEPT_INPUTS = "its inputs are your own and keep their sizes: what is as wide as one of them cannot grow"
 SIZES = re.compile(r"\b(sizes?|shapes?|dimensions?)\b")
@@ -145,17 +144,23 @@ def _first_captured(
         raise ModelError(replace(first, notes=(*first.notes, note)), *others) from error
 
 
+def proved_for(subject: Subject) -> tuple[str, ...]:
+    """What the proof of a model takes for granted, and what it leaves out."""
+    captured = subject.anatomy.captured
+    without = [*([subject.unseen] if subject.unseen else []), *captured.left_out]
+    return (*_taken_for_granted(captured.branches), *(f"proved without {what}" for what in without))
+
+
 def _told_of_calls(error: ModelError, module: nn.Module, failed: Exception | None) -> ModelError:
-    """What is said of a module that cannot be captured: where it cannot be called either, and fails as the
-    trace did, that. One without data fails at much for want of it: of that sizes that do not go together
-    count as well, met where the trace met them."""
+    """What is said of a module that cannot be captured: where it cannot be called either, that. One without
+    data fails at much for want of it: of that only sizes that do not go together count, met where the trace
+    met them."""
     cause = error.__cause__
     if error.code != "S210" or failed is None or cause is None:
         return error
     dataless = any(parameter.is_meta for parameter in module.parameters())
     notes, said = error.diagnostics[0].notes, (str(failed), str(cause))
-    sized = raised_at(failed)[:1] == notes[:1] and all(map(SIZES.search, said))
-    if dataless and not sized and (type(failed), said[0]) != (type(cause), said[1]):
+    if dataless and not (raised_at(failed)[:1] == notes[:1] and all(map(SIZES.search, said))):
         return error
     return fail(
         ModelError,
@@ -169,8 +174,8 @@ def _told_of_calls(error: ModelError, module: nn.Module, failed: Exception | Non
 def _failure(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Exception | None:
     """The error with which a plain module fails on its inputs; None where it runs."""
     try:
-        with silently(), torch.no_grad(), left_as_it_is(module):
-            module(*args, **kwargs)
+        with silently():
+            Called(module, args, kwargs).answer(graded=False)
     except Exception as failed:  # of whatever kind: it is the module's own
         return failed
     return None
@@ -228,9 +233,7 @@ def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stag
     notes = (
         *request.notes,
         *(f"config.{name} speaks of the same dim and grows along" for name in extra),
-        *_taken_for_granted(anatomy.captured.branches),
-        *([f"proved without {subject.unseen}"] if subject.unseen else []),
-        *(f"proved without {output}" for output in anatomy.captured.left_out),
+        *proved_for(subject),
     )
     stage("tracing the grown class")
     try:

@@ -31,7 +31,8 @@ class Sampled:
 class Report:
     """The four parts of the proof. `static` is the number of nodes whose invariant is known; parts
     that were not run are None. `verified` is full, sample or none. `scaled` are the outputs that come out
-    scaled, which were held to that scale."""
+    scaled, which were held to that scale; `notes` say what the proof takes for granted, or leaves out, where
+    no plan has said so."""
 
     static: int
     exact: ExactReport | None
@@ -41,6 +42,7 @@ class Report:
     verified: str = "full"
     sampled: Sampled | None = None
     scaled: Factors = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -79,5 +81,6 @@ class Report:
             "sampled": asdict(self.sampled) if self.sampled else None,
             "native": asdict(self.native) | {"passed": self.native.passed} if self.native else None,
             "untrained": self.untrained,
+            "notes": list(self.notes),
             "trainability": asdict(self.trainability) if self.trainability is not None else None,
         }

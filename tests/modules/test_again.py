@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,6 +125,60 @@ def test_what_has_not_grown_from_it_is_refused(recipe: Path) -> None:
     with pytest.raises(PlanError, match="the source is named first") as caught:
         surgeon.verify(grown(recipe, source), source, example_inputs=(X,), device="cpu")
     assert caught.value.code == "S316"
+
+
+class Answering(Net):
+    """Returns two things and a number, in some order under some names, and holds a constant."""
+
+    def __init__(self, kind: str = "") -> None:
+        super().__init__()
+        self.kind, self.constant = kind, torch.tensor(3.0 if kind == "constant" else 2.0, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)["logits"] * self.constant
+        given = {"logits": y, "other": y.exp(), "many": 6 if self.kind == "number" else 5}
+        if self.kind == "swapped":
+            given |= {"logits": given["other"], "other": y}
+        if self.kind == "named":
+            given["others"] = given.pop("other")
+        return tuple(given.values()) if self.kind == "bare" else given
+
+
+@pytest.mark.parametrize("kind", ["", "constant", "number", "swapped", "named", "bare"])
+def test_one_that_answers_otherwise_is_no_growth(kind: str) -> None:
+    def answering(kind: str) -> nn.Module:
+        module = Answering(kind).double()
+        module.load_state_dict(made().state_dict())
+        return module.eval()
+
+    if not kind:
+        assert surgeon.verify(answering(""), answering(""), example_inputs=(X,), device="cpu").preserved
+        return
+    with pytest.raises(PlanError, match="has not grown from Answering") as caught:
+        surgeon.verify(answering(""), answering(kind), example_inputs=(X,), device="cpu")
+    assert caught.value.code == "S320"
+    said = "another constant of shape ()" if kind == "constant" else "other values, or under other names"
+    assert said in str(caught.value)
+
+
+def test_one_narrow_buffer_allows_the_weights_no_more(recipe: Path) -> None:
+    source = made()
+    source.register_buffer("unread", torch.zeros(1, dtype=torch.bfloat16))
+    module = grown(recipe, source)
+    with torch.no_grad():
+        module.get_parameter("outward.weight").mul_(1 + 1e-6)
+    assert not surgeon.verify(source, module, example_inputs=(X,), device="cpu").preserved
+
+
+def test_what_it_does_without_gradients_is_said(recipe: Path) -> None:
+    class Other(Net):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = super().forward(x)["logits"]
+            exporting = torch.compiler.is_exporting()
+            return {"logits": y if exporting or torch.is_grad_enabled() else y * 2}
+
+    report = surgeon.verify(made(), made(Other), example_inputs=(X,), device="cpu")
+    assert any("while no gradients are recorded" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("name", ["out", "out/model.pt2"])

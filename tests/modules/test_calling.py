@@ -363,6 +363,24 @@ def test_a_module_that_fails_traced_or_not_is_not_blamed_on_the_trace(tmp_path: 
     assert "Linear fails when it is called, traced or not: mat1 and mat2" in str(caught.value)
 
 
+def test_what_cannot_be_traced_is_called_on_copies_alone() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count += 1
+            x.mul_(2)
+            return self.linear(x) if x.sum() > 1 else x
+
+    module, x = Counting(), torch.ones(3, 4)
+    with pytest.raises(ModelError, match="cannot be captured as a graph"):
+        surgeon.dims(module, (x,))
+    assert module.count == 0 and torch.equal(x, torch.ones(3, 4))
+
+
 def test_an_output_that_grows_itself_is_said(tmp_path: Path) -> None:
     module, x = _made(lambda y, h: {"said": y, "hidden": h}), _drawn(4, 5)
     result = surgeon.apply(_recipe(tmp_path), module, example_inputs=(x,))
