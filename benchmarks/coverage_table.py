@@ -12,7 +12,11 @@ RIGHT: tuple[tuple[str, str, str], ...] = (
     ("S322", "", "a number of the class that depends on the size, where no scale makes up for it"),
     ("S330", "new channels of|all channels of", "statistics over channels among which new ones stand"),
     ("S330", "the class has .* there where it has", "a number of the class that depends on the size"),
-    ("S330", "are one tensor, of copies", "a tied weight, and no gain behind the norms (docs/algebra.md)"),
+    (
+        "S330",
+        r"an output of the model[\s\S]*are one tensor",
+        "a tied weight, and no gain behind the norms (docs/algebra.md)",
+    ),
     ("S306", r"aten\.fft_", "a Fourier transform over the dim"),
     (
         "S301",

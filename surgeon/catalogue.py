@@ -97,7 +97,8 @@ The current folder is on the import path. The factory takes no arguments.""",
     "S208": """A factory must return `(module, args)` or `(module, args, kwargs)`: a module and the inputs
 to trace it with.""",
     "S209": """The operation needs weights, and the model has none here (a bare config.json, or a factory
-where a folder is wanted); or an option is for model folders, and the model is a plain module.""",
+where a folder is wanted); or an option is for model folders, and the model is a plain module; or one of the
+two that `verify` compares is a folder and the other is not.""",
     "S210": """torch.export could not trace the model.
 Usually a Python branch on the values of a tensor. The note gives the line in the model.""",
     "S211": """surgeon does not know how to make up this model's main input.

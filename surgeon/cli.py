@@ -192,8 +192,8 @@ def dims(
 
 @app.command()
 def verify(
-    source: Annotated[str, typer.Argument(help="The source model's folder.")],
-    target: Annotated[str, typer.Argument(help="The grown model's folder.")],
+    source: Annotated[str, typer.Argument(help="The source model's folder, or package.module:factory.")],
+    target: Annotated[str, typer.Argument(help="The grown model's folder, or package.module:factory.")],
     device: Device = "auto",
     inputs: InputsFile = None,
     json_file: JsonFile = None,

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from surgeon.graph.captured import paths
 
+LOGITS = "logits"
 UNKNOWN = re.compile(r"Found <class '([^']+)'> in output, which is not a known type")
 
 
@@ -25,8 +26,8 @@ def unknown_kind(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def leaving_out(module: nn.Module, kinds: Collection[str]) -> Iterator[list[str]]:
-    """Values of these classes are no outputs of the module, as long as tensors are left. The list that is
-    given holds afterwards, in words, which were left out."""
+    """Values of these classes are no outputs of the module, but for its first and its logits. The list that
+    is given holds afterwards, in words, which were left out."""
     forward, told = module.forward, list[str]()
 
     @functools.wraps(forward)
@@ -34,13 +35,11 @@ def leaving_out(module: nn.Module, kinds: Collection[str]) -> Iterator[list[str]
         returned = forward(*args, **kwargs)
         leaves, spec = tree_flatten(returned)
         out = [kind if (kind := _kind(leaf)) in kinds else None for leaf in leaves]
-        if not any(isinstance(leaf, Tensor) for leaf in leaves):
-            return returned
-        told[:] = [
-            f"the output {'.'.join(path)}, a {kind}, in which torch.export finds no tensors"
-            for path, kind in zip(paths(spec), out, strict=True)
-            if kind is not None
-        ]
+        left = [(path, kind) for path, kind in zip(paths(spec), out, strict=True) if kind is not None]
+        if not isinstance(leaves[0], Tensor) or any(LOGITS in part for path, _ in left for part in path):
+            return returned  # what the model is run for
+        unknown = "in which torch.export finds no tensors"
+        told[:] = [f"the output {'.'.join(path)}, a {kind}, {unknown}" for path, kind in left]
         kept = [leaf if kind is None else None for leaf, kind in zip(leaves, out, strict=True)]
         return tree_unflatten(kept, spec)
 

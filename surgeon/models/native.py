@@ -234,15 +234,18 @@ def _hold_as_parameters(module: nn.Module, construct: Callable[[], nn.Module]) -
     """Buffers that a checkpoint holds and the class draws at random, as it does directions in which places
     are projected: another building of it has others, so they are weights in all but name."""
     held = module.state_dict()
-    floats = {n: b for n, b in module.named_buffers() if n in held and b.is_floating_point() and b.numel()}
-    uneven = {name: buffer for name, buffer in floats.items() if (buffer != buffer.flatten()[0]).any()}
-    others = dict(construct().named_buffers()) if uneven else {}
+    named = {n: b for n, b in module.named_buffers(remove_duplicate=False) if n in held}
+    uneven = {n: b for n, b in named.items() if b.is_floating_point() and (b != b.flatten()[:1]).any()}
+    others = dict(construct().named_buffers(remove_duplicate=False)) if uneven else {}
+    made: dict[int, nn.Parameter] = {}
     for name, buffer in uneven.items():
         if not torch.equal(buffer, others[name]):
             path, _, last = name.rpartition(".")
             owner = module.get_submodule(path)
             delattr(owner, last)
             owner.register_parameter(last, nn.Parameter(buffer, requires_grad=False))
+            # What is registered may be another, without data: two names of one tensor stay names of one.
+            owner._parameters[last] = made.setdefault(id(buffer), owner.get_parameter(last))
 
 
 def _hold_as_buffers(module: Any) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import fx
 
@@ -14,6 +15,7 @@ from surgeon.axes.store import Axis
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy, is_float, is_whole
 from surgeon.graph.kinds import permutation, reduced, segments, split_sizes
+from surgeon.graph.places import op_name
 from surgeon.graph.spatial import normalised_groups, pooled
 from surgeon.planning.cells import Drift
 from surgeon.planning.positional import Positional
@@ -175,12 +177,12 @@ class Equations(Positional):
                 self.exact(total, name, "a constant is added to it")
             return total
         if flag == "select":
-            if "copy" in str(call.node.target):  # what is copied over is not read
+            if call.node.target is torch.ops.aten.copy.default:  # what is copied over is not read
                 tensors, cells = tensors[1:], cells[1:]
             branches = [c for (i, a), c in zip(tensors, cells, strict=True) if is_float(a)]
             spread = [np.broadcast_to(b, out) for b in branches]
             total = self.equal_all(spread or [zeros(out)], name, "a choice mixes scales")
-            numbers = [a for a in call.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
+            numbers = [a for a in call.args if isinstance(a, (int, float))]
             if any(has_scale(n) for n in numbers):
                 self.exact(total, name, "a constant replaces some of it")
             return total
@@ -431,7 +433,7 @@ def _scales(call: Call) -> bool:
         if name in call.names:
             number = call.arg(name)
             return not isinstance(number, (int, float)) or has_scale(number)
-    return "zero" not in str(call.node.target)
+    return not op_name(call.node).startswith(("aten.zero", "aten.new_zero"))
 
 
 def solve_scales(

@@ -60,14 +60,14 @@ class Remembering(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         y = self.linear(x)
-        return {"seen": (Memory(), y), "memory": Memory(), "y": y + 1}
+        return {"y": y + 1, "seen": (Memory(), y), "memory": Memory()}
 
 
 def test_what_no_tensors_are_found_in_is_left_out_and_said() -> None:
     given = (torch.randn(2, 3),)
     module = Remembering().eval()
     captured = capture(module, given, unknown=frozenset())
-    assert [path for path, _ in captured.outputs] == ["seen.1", "y"]
+    assert [path for path, _ in captured.outputs] == ["y", "seen.1"]
     unknown = "a test_outputs.Memory, in which torch.export finds no tensors"
     assert captured.left_out == (f"the output seen.0, {unknown}", f"the output memory, {unknown}")
     assert isinstance(module(*given)["memory"], Memory)  # the module is as it was
@@ -76,10 +76,19 @@ def test_what_no_tensors_are_found_in_is_left_out_and_said() -> None:
     assert caught.value.code == "S210"
 
 
-def test_a_module_that_returns_no_tensors_is_refused() -> None:
-    class Nothing(nn.Module):
-        def forward(self, x: Tensor) -> Memory:
-            return Memory()
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda y: Memory(),
+        lambda y: {"memory": Memory(), "y": y},  # the first counts for most
+        lambda y: {"y": y, "logits": Memory()},
+        lambda y: {"y": y, "logits_by_word": [y, Memory()]},
+    ],
+)
+def test_what_a_module_is_run_for_is_not_left_out(answer: Any) -> None:
+    class Answering(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return answer(x + 1)
 
     with pytest.raises(ModelError, match=r"returns a test_outputs\.Memory, in which"):
-        capture(Nothing(), (torch.randn(2, 3),), unknown=frozenset())
+        capture(Answering(), (torch.randn(2, 3),), unknown=frozenset())

@@ -79,6 +79,7 @@ class Placing(hf.BertModel):
     def __init__(self, config: Any):
         super().__init__(config)
         self.register_buffer("drawn", torch.randn(2, 3))
+        self.register_buffer("again", self.drawn)
         self.register_buffer("fleeting", torch.randn(2, 3), persistent=False)
         self.register_buffer("made", torch.arange(6.0))
         self.register_buffer("empty", torch.zeros(2, 3))
@@ -88,9 +89,12 @@ class Placing(hf.BertModel):
 def test_a_buffer_that_is_drawn_and_saved_is_a_weight() -> None:
     config = MODELS["bert"][1]
     module, buffers = build_meta(config, Placing)
-    assert "drawn" not in buffers and {"fleeting", "made", "empty", "order"} <= buffers.keys()
+    assert (
+        not {"drawn", "again"} & buffers.keys() and {"fleeting", "made", "empty", "order"} <= buffers.keys()
+    )
     parameters = dict(module.named_parameters())
     assert parameters["drawn"].shape == (2, 3) and not parameters["drawn"].requires_grad
+    assert module.again is module.drawn
     assert parameters.keys() - {"drawn"} == dict(hf.BertModel(config).named_parameters()).keys()
     assert module.state_dict().keys() == Placing(config).state_dict().keys()
 

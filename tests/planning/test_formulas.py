@@ -241,6 +241,21 @@ def test_a_tied_weight_that_nothing_can_scale_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "cut", [lambda s: s.clamp(min=True), lambda s: s.clamp_max(1), lambda s: s.clamp(-1, 0)]
+)
+def test_scaled_values_cut_elsewhere_than_at_zero_are_refused(cut: Any, tmp_path: Path) -> None:
+    def formula(m: Any, x: Tensor) -> Tensor:
+        h = hidden(m, x)
+        s = cut(h @ torch.tanh(m.rows).T)
+        return s / s.norm() + F.linear(torch.tanh(h), m.out).sum()
+
+    module = Formula(formula, inward=(6, 5), rows=(3, 6), out=(2, 6))
+    with pytest.raises(PlanError, match="a constant replaces some of it") as caught:
+        grow(module, tmp_path, "inward 0 by 2", x=numbers(3, 5))
+    assert caught.value.code == "S330"
+
+
+@pytest.mark.parametrize(
     "stated", ["weight := share(o) * share(i)", "weight := first(o)", "bias := share(o)"]
 )
 def test_what_is_not_summed_is_not_shared_out(stated: str, tmp_path: Path) -> None:
