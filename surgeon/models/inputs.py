@@ -78,6 +78,8 @@ def _given(module: nn.Module, names: Sequence[str], way: Way, seed: int, picture
         inputs["bbox"] = _boxes(config, inputs["input_ids"], whole, generator)
     if "decoder_input_ids" in accepted:
         inputs["decoder_input_ids"] = _decoder_ids(module, inputs, generator)
+    if "input_ids" in inputs and getattr(config, "is_encoder_decoder", False):
+        _end(inputs["input_ids"], inputs["attention_mask"], getattr(config, "eos_token_id", None))
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     return {name: value for name, value in inputs.items() if name in accepted}
@@ -258,10 +260,13 @@ def _tokens(module: Any, generator: torch.Generator, padded: bool) -> dict[str, 
     mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)
     if padded:
         mask[-1, SEQUENCE - 3 :] = 0
-    end = getattr(module.config, "eos_token_id", None)
-    if getattr(module.config, "is_encoder_decoder", False) and isinstance(end, int) and rows == BATCH:
-        ids[torch.arange(BATCH), mask.sum(1) - 1] = end  # an encoder's head may look for it
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def _end(ids: Tensor, mask: Tensor, end: Any) -> None:
+    """Let what an encoder reads end as its texts do: a head may look for that."""
+    if isinstance(end, int) and ids.ndim == 2 and len(ids) == len(mask):
+        ids[torch.arange(len(ids)), mask.sum(1) - 1] = end
 
 
 def _decoder_ids(module: Any, inputs: Mapping[str, Any], generator: torch.Generator) -> Tensor:
