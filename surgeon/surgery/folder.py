@@ -154,7 +154,7 @@ def _finish(
         stored.checkpoint.refuse_changes()
         weights = {p.file.name for entry in stored.checkpoint.entries.values() for p in entry.pieces}
         behind = _behind(left_behind(source.folder, carried, weights))
-        notes = (*_notes(stored, grown, source.model_class), *said, *_code(source), *behind)
+        notes = (*_notes(stored, grown, source.model_class), *said, *_code(source, folder, carried), *behind)
         record = record_of(surgery, report, source.name) | {"notes": notes}
         write_surgery(folder, record)
         write_card(folder, source.name, record)
@@ -204,12 +204,16 @@ def _notes(stored: StoredModel, grown: GrownCheckpoint, model_class: Any) -> tup
     return tuple(notes)
 
 
-def _code(source: TransformersSource) -> tuple[str, ...]:
-    """That the grown config names no code of the source's own, where transformers' class has grown."""
-    if source.brings_code or OWN_CODE not in source.content:
+def _code(source: TransformersSource, folder: Path, carried: Sequence[str]) -> tuple[str, ...]:
+    """Where transformers' class has grown: that its config names no code of the source's own, and which of
+    the other files do."""
+    if source.brings_code:
         return ()
     said = f"what has grown, and is proved, is transformers' own {source.model_class.__name__}"
-    return (f"config.json: {OWN_CODE} is left out: {said}",)
+    own = (f"config.json: {OWN_CODE} is left out: {said}",) if OWN_CODE in source.content else ()
+    named = f'"{OWN_CODE}"'.encode()
+    others = [n for n in carried if n.endswith(".json") and named in (folder / n).read_bytes()]
+    return (*own, *([f"code stays behind that is named in {_some(others)}"] if others else []))
 
 
 def _behind(names: Sequence[str]) -> tuple[str, ...]:

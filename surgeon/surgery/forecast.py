@@ -179,7 +179,7 @@ def _writing(plan: Plan, bundle: int) -> int:
     threads = torch.get_num_threads()
     block = min(BLOCK_ELEMENTS, max((prod(t.target_shape) for t in plan.transforms.values()), default=0))
     blocks = (TEMPORARIES * threads + 2 * threads + BLOCKS_UNDER_WAY) * block * WORK
-    whole = [_made_at_once(t, 0) for t in plan.transforms.values() if draws_whole(t)]
+    whole = [_made_at_once(t, 0, NOISY) for t in plan.transforms.values() if draws_whole(t)]
     parts = [_made_at_once(t, 1) for t in plan.transforms.values() if len(t.target_shape) > 2]
     return max(blocks, WORK * max(whole, default=0), WORK * threads * max(parts, default=0), bundle)
 

@@ -167,9 +167,9 @@ def test_made_up_inputs_run_and_keep_away_from_special_ids(name: str) -> None:
             special = {v for k, v in config.to_dict().items() if k.endswith("_token_id")}
             plain = inputs[key].clone()
             if config.is_encoder_decoder and key == "input_ids":  # it ends as texts do
-                ends = range(len(plain)), inputs["attention_mask"].sum(1) - 1
+                ends = torch.arange(len(plain)), inputs["attention_mask"].sum(1) - 1
                 assert (plain[ends] == config.eos_token_id).all()
-                plain[ends] = plain[0, 0]
+                plain[ends] = int(plain[0, 0])
             assert not set(plain.flatten().tolist()) & special
             assert int(inputs[key].max()) < config.vocab_size
     if "attention_mask" in inputs:

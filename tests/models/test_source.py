@@ -158,8 +158,12 @@ def test_code_that_stays_behind_is_named_in_no_grown_config(tmp_path: Path) -> N
     file = tmp_path / "m" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": OWN_CODE}))
     (tmp_path / "m" / "own.py").write_text("raise RuntimeError('is not to run')")
+    (tmp_path / "m" / "tokenizer_config.json").write_text(
+        '{"auto_map": {"AutoTokenizer": ["own.Own", null]}}'
+    )
     result = surgeon.apply("grow", tmp_path / "m", tmp_path / "grown", device="cpu")
     assert any(note.startswith("config.json: auto_map is left out") for note in result.notes)
+    assert "code stays behind that is named in tokenizer_config.json" in result.notes
     grown = AutoModelForCausalLM.from_pretrained(tmp_path / "grown", trust_remote_code=True)
     assert type(grown) is LlamaForCausalLM
 
