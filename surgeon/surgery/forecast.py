@@ -181,7 +181,9 @@ def _writing(plan: Plan, bundle: int) -> int:
     blocks = (TEMPORARIES * threads + 2 * threads + BLOCKS_UNDER_WAY) * block * WORK
     whole = [_made_at_once(t, 0, NOISY) for t in plan.transforms.values() if draws_whole(t)]
     parts = [_made_at_once(t, 1) for t in plan.transforms.values() if len(t.target_shape) > 2]
-    return max(blocks, WORK * max(whole, default=0), WORK * threads * max(parts, default=0), bundle)
+    return max(
+        blocks, int(HEAP * WORK * max(whole, default=0)), WORK * threads * max(parts, default=0), bundle
+    )
 
 
 def _made_at_once(transform: Transform, first: int, copies: int = TEMPORARIES) -> int:
