@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from surgeon.axes.store import Axis
 from surgeon.checkpoints.reading import holds_weights, open_checkpoint
 from surgeon.errors import ModelError, PlanError, SurgeonError, counted, fail
-from surgeon.graph.capture import capture, dynamic_batch, raised_at, silently
 from surgeon.graph.captured import Captured
 from surgeon.graph.closed import closed_nodes
 from surgeon.graph.draws import refuse_draws
@@ -23,7 +21,6 @@ from surgeon.graph.inference import Anatomy, infer
 from surgeon.graph.places import starred
 from surgeon.language import builtin_families, builtin_rules
 from surgeon.language.syntax import AxisDim, FileField, Program, Recipe
-from surgeon.models.inputs import alone, blind_to, in_choices, pictured
 from surgeon.models.native import (
     build_config,
     build_meta,
@@ -31,26 +28,17 @@ from surgeon.models.native import (
     following_fields,
     numeric_fields,
     own_name,
-    reason,
     refusal,
 )
-from surgeon.models.pictures import failure, runs_on
 from surgeon.models.source import Source, TransformersSource
 from surgeon.models.supply import Supply
 from surgeon.models.ties import apart_in, untie
 from surgeon.planning.growth import Size, config_request, file_fields, unknown_parameter
 from surgeon.planning.native import companions, compare
 from surgeon.planning.plan import Plan, plan_growth
-from surgeon.verification.traced import Called
+from surgeon.surgery.tracing import capture_class, capture_module, first_captured, taken_for_granted
 
-FEW = 3  # things named before a list is cut short
-LONG = 120  # characters, of what the model finds
-OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetensors file with tensors by name"
-GIVEN_INPUTS = "its inputs are your own: are their dtypes, shapes and numbers what its forward pass takes?"
-FAULT = "do the sizes in its config go together, and with its inputs?"
-ALONE = "several examples at once, which the class does not take"
 KEPT_INPUTS = "its inputs are your own and keep their sizes: what is as wide as one of them cannot grow"
-SIZES = re.compile(r"\b(sizes?|shapes?|dimensions?)\b")
 Stage = Callable[[str], None]
 
 
@@ -101,109 +89,22 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
         if source.folder is not None and holds_weights(source.folder):
             apart = apart_in(module, open_checkpoint(source.folder))
             untie(module, apart)
-        captured, supply, unseen = _first_captured(module, known, source.inputs, buffers)
+        captured, supply, unseen = first_captured(module, known, source.inputs, buffers)
     else:
         module = source.module
         buffers = {name: b.detach() for name, b in module.named_buffers()}
-        shapes = dynamic_batch(source.args, source.kwargs)
-        try:
-            captured = capture(module, source.args, source.kwargs, shapes, known)
-        except ModelError as error:
-            raise _told_of_calls(error, module, _failure(module, source.args, source.kwargs)) from error
+        captured = capture_module(module, source.args, source.kwargs, known)
     stage("inferring dims")
     # The class is built anew, so what it makes of numbers is made anew; a plain module's graph stays.
     closed = closed_nodes(captured) if isinstance(source, TransformersSource) else frozenset()
     return Subject(source, module, infer(captured, rules, closed), buffers, known, supply, unseen, apart)
 
 
-def _first_captured(
-    module: nn.Module,
-    known: frozenset[str],
-    given: Mapping[str, Tensor] | None = None,
-    buffers: Mapping[str, Tensor] | None = None,
-) -> tuple[Captured, Supply, str]:
-    """The graph of a transformers class, what it was traced on, and why pictures among its words are left
-    out, if they are."""
-    supply, words = Supply(given), Supply(given, pictures=False)
-    try:
-        captured = _captured(module, module, known, supply, buffers)
-        return captured, supply, blind_to(module) if given is None else ""
-    except ModelError as error:
-        if given is None and pictured(module):
-            with contextlib.suppress(ModelError):  # the first says more
-                captured = _captured(module, module, known, words, buffers)
-                return captured, words, f"pictures: {error.diagnostics[0].message}"
-        if error.code != "S210":
-            raise
-        for laid, unseen in ((Supply(lay=in_choices), ""), (Supply(lay=alone), ALONE)):
-            if given is None and runs_on(module, laid.batch(module)):
-                return _captured(module, module, known, laid, buffers), laid, unseen
-        told = _told_of_calls(error, module, failure(module, supply.batch(module)))
-        first, *others = told.diagnostics
-        note = OWN_INPUTS if given is None else GIVEN_INPUTS
-        raise ModelError(replace(first, notes=(*first.notes, note)), *others) from error
-
-
 def proved_for(subject: Subject) -> tuple[str, ...]:
     """What the proof of a model takes for granted, and what it leaves out."""
     captured = subject.anatomy.captured
     without = [*([subject.unseen] if subject.unseen else []), *captured.left_out]
-    return (*_taken_for_granted(captured.branches), *(f"proved without {what}" for what in without))
-
-
-def _told_of_calls(error: ModelError, module: nn.Module, failed: Exception | None) -> ModelError:
-    """What is said of a module that cannot be captured: where it cannot be called either, that. One without
-    data fails at much for want of it: of that only sizes that do not go together count, met where the trace
-    met them."""
-    cause = error.__cause__
-    if error.code != "S210" or failed is None or cause is None:
-        return error
-    dataless = any(parameter.is_meta for parameter in module.parameters())
-    notes, said = error.diagnostics[0].notes, (str(failed), str(cause))
-    if dataless and not (raised_at(failed)[:1] == notes[:1] and all(map(SIZES.search, said))):
-        return error
-    return fail(
-        ModelError,
-        "S210",
-        f"{type(module).__name__} fails when it is called, traced or not: {reason(failed)}",
-        notes=notes,
-        help=FAULT if dataless else "does it run on these inputs, on this device and in this dtype?",
-    )
-
-
-def _failure(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Exception | None:
-    """The error with which a plain module fails on its inputs; None where it runs."""
-    try:
-        with silently():
-            Called(module, args, kwargs).answer(graded=False)
-    except Exception as failed:  # of whatever kind: it is the module's own
-        return failed
-    return None
-
-
-def _captured(
-    module: nn.Module,
-    source: nn.Module,
-    known: frozenset[str],
-    supply: Supply,
-    buffers: Mapping[str, Tensor] | None = None,
-    led: bool = False,
-) -> Captured:
-    """The graph of a transformers class, on the inputs of the source; `led`, as they lead. The class itself
-    goes on to check its inputs; its checks speak of sizes that grow."""
-    values, inputs = supply.batch(source), supply.example(source)
-    numbers = {k: b for k, b in (buffers or {}).items() if b.ndim == 0 and not b.is_floating_point()}
-    return capture(
-        module,
-        (),
-        inputs,
-        known=known,
-        values=values,
-        checks=False,
-        buffers=numbers,
-        led=led,
-        unknown=frozenset(),
-    )
+    return (*taken_for_granted(captured.branches), *(f"proved without {what}" for what in without))
 
 
 def plan_surgery(subject: Subject, recipe: Recipe, program: Program, stage: Stage = quiet) -> Surgery:
@@ -269,7 +170,7 @@ def _grown_class(
     module, buffers = build_meta(config, source.model_class, changes, apart=subject.apart)
     led = subject.anatomy.captured.led
     try:
-        graph = _captured(module, subject.module, subject.known, subject.supply, buffers, led)
+        graph = capture_class(module, subject.module, subject.known, subject.supply, buffers, led)
     except ModelError as error:
         notes = error.diagnostics[0].notes + ((KEPT_INPUTS,) if subject.supply.given is not None else ())
         raise refusal(config, changes, error.__cause__ or error, notes) from error
@@ -325,17 +226,6 @@ def _told_of_ones(before: Mapping[str, Any]) -> Iterator[None]:
             raise
         first, *others = error.diagnostics
         raise PlanError(replace(first, notes=(*first.notes, *notes)), *others) from error
-
-
-def _taken_for_granted(branches: tuple[str, ...]) -> tuple[str, ...]:
-    """Notes on what the trace took for granted of the inputs; of many places, or of long lists of numbers,
-    only where they are."""
-    if len(branches) <= FEW and all(len(branch) <= LONG for branch in branches):
-        return tuple(f"proved for inputs on which the model finds {branch}" for branch in branches)
-    places = [branch.rpartition(" at ")[2] for branch in branches]
-    said = ", ".join([*places[:FEW], *(["…"] if len(places) > FEW else [])])
-    asking = "a line that asks" if len(places) == 1 else f"{len(places)} lines that ask"
-    return (f"proved for inputs on which the model finds the same in {asking}: {said}",)
 
 
 def _probe(subject: Subject, *names: str) -> dict[str, tuple[int, ...]] | None:

@@ -18,7 +18,7 @@ from surgeon.errors import ModelError
 from surgeon.language import builtin_rules
 from surgeon.models.inputs import BATCH, SEQUENCE, blind_to, pictured, real_inputs
 from surgeon.models.native import build_meta
-from surgeon.surgery.subject import _first_captured, _taken_for_granted
+from surgeon.surgery.tracing import first_captured, taken_for_granted
 
 KNOWN = frozenset(name for rule in builtin_rules() for name in rule.names)
 
@@ -191,7 +191,7 @@ def test_words_alone_where_pictures_cannot_be_traced_and_the_reason_is_kept() ->
         return forward(*args, **kwargs)
 
     module.forward = blind  # type: ignore[method-assign]
-    captured, supply, unseen = _first_captured(module, KNOWN)
+    captured, supply, unseen = first_captured(module, KNOWN)
     assert not any("pixel" in name for name in captured.inputs)
     assert "it is too dark" in unseen and not supply.pictures
 
@@ -201,7 +201,7 @@ def test_words_alone_where_pictures_cannot_be_traced_and_the_reason_is_kept() ->
 
     module.forward = silent  # type: ignore[method-assign]
     with pytest.raises(ModelError, match="with pictures"):
-        _first_captured(module, KNOWN)
+        first_captured(module, KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_words_alone_where_pictures_cannot_be_traced_and_the_reason_is_kept() ->
 def test_examples_laid_as_a_class_takes_them(name: str, shape: tuple[int, ...], unseen: str) -> None:
     model_class, config = tiny(name)
     module, buffers = build_meta(config, model_class)
-    _, supply, said = _first_captured(module, KNOWN, None, buffers)
+    _, supply, said = first_captured(module, KNOWN, None, buffers)
     inputs = supply.batch(module)
     assert inputs["input_ids"].shape == shape and inputs["attention_mask"].shape == shape
     assert said.startswith(unseen)
@@ -232,15 +232,15 @@ def test_what_an_encoder_decoder_reads_ends_as_its_texts_do() -> None:
 
 def test_of_many_lines_that_ask_only_some_are_named() -> None:
     branches = tuple(f"{n} at model.py:{n}" for n in range(5))
-    assert _taken_for_granted(branches[:2]) == (
+    assert taken_for_granted(branches[:2]) == (
         "proved for inputs on which the model finds 0 at model.py:0",
         "proved for inputs on which the model finds 1 at model.py:1",
     )
     said = "the model finds the same in 5 lines that ask: model.py:0, model.py:1, model.py:2, …"
-    assert _taken_for_granted(branches) == (f"proved for inputs on which {said}",)
+    assert taken_for_granted(branches) == (f"proved for inputs on which {said}",)
     long = f"{[0] * 99} at model.py:7"
     said = "the model finds the same in a line that asks: model.py:7"
-    assert _taken_for_granted((long,)) == (f"proved for inputs on which {said}",)
+    assert taken_for_granted((long,)) == (f"proved for inputs on which {said}",)
 
 
 def test_patches_laid_in_rows_that_not_all_pictures_fill() -> None:
@@ -315,7 +315,7 @@ def test_a_class_that_does_not_say_where_pictures_stand_is_told_of() -> None:
     said = f"pictures: {type(module).__name__} names no id in its config in whose place pictures stand "
     said += "(image_token_id)"
     assert blind_to(module) == said and not pictured(module)
-    assert _first_captured(module, KNOWN)[2] == said
+    assert first_captured(module, KNOWN)[2] == said
     plain, _ = build_meta(*tiny("LlamaForCausalLM")[::-1])
     assert blind_to(plain) == ""
 

@@ -27,7 +27,7 @@ from drawn_ops import Blueprint, Drawn, Step, inputs_for
 from drawn_recipes import DrawnRecipe, Growth, recipes
 from oracle import as_tuple, attempt, check
 
-import surgeon.surgery.subject
+import surgeon.surgery.tracing
 
 HUNT = int(os.environ.get("SURGEON_HUNT", "0"))
 ROUND = 10
@@ -62,14 +62,14 @@ def cases(draw: Any) -> Case:
 def _traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tracing takes nearly all of the time: a module that several recipes grow is traced once."""
     last: list[Any] = [None, None]
-    capture = surgeon.surgery.subject.capture
+    capture = surgeon.surgery.tracing.capture
 
     def remembered(module: torch.nn.Module, *given: Any) -> Any:
         if last[0] is not module:
             last[:] = module, capture(module, *given)
         return last[1]
 
-    monkeypatch.setattr(surgeon.surgery.subject, "capture", remembered)
+    monkeypatch.setattr(surgeon.surgery.tracing, "capture", remembered)
 
 
 def test_a_grown_module_computes_the_same_or_the_growth_is_refused() -> None:
