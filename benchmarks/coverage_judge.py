@@ -19,8 +19,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from surgeon.models.inputs import alone, in_choices, real_inputs
-from surgeon.models.supply import laid_in
+from surgeon.models.inputs import real_inputs
+from surgeon.models.supply import alone, in_choices, laid_in
 from surgeon.verification.rounding import DRAWS, round_otherwise
 
 SETTLED = 1e-4  # more moves no rounding of float32: a choice fell otherwise

@@ -150,16 +150,6 @@ def _instead(module: nn.Module) -> str:
     return f"grow its parts, each as its own save_pretrained saves it: {named}"
 
 
-def in_choices(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Each example as two, to choose from: batch × choices × length."""
-    return {k: torch.stack([v, v.flip(0)], 1) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-
-
-def alone(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The first example."""
-    return {name: value[:1] if isinstance(value, Tensor) else value for name, value in inputs.items()}
-
-
 def _ways(config: Any, accepted: Mapping[str, inspect.Parameter], names: Sequence[str]) -> list[Way]:
     """How the class may take what it looks at beside words, the likeliest first."""
     if any(needs(accepted[grid]) for grid in GRIDS & accepted.keys()):

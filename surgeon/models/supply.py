@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -51,6 +52,16 @@ class Supply:
         batch = self.batch(module)
         made: dict[str, Any] = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, batch)
         return made
+
+
+def in_choices(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Each example as two, to choose from: batch × choices × length."""
+    return {k: torch.stack([v, v.flip(0)], 1) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+
+def alone(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The first example."""
+    return {name: value[:1] if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
 def laid_in(given: Mapping[str, Any], way: str = "") -> dict[str, Any]:

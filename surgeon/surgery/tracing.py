@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from surgeon.errors import ModelError, fail
 from surgeon.graph.capture import capture, dynamic_batch, raised_at, silently
 from surgeon.graph.captured import Captured
-from surgeon.models.inputs import alone, blind_to, in_choices, pictured
+from surgeon.models.inputs import blind_to, pictured
 from surgeon.models.native import reason
 from surgeon.models.pictures import failure, runs_on
-from surgeon.models.supply import Supply
+from surgeon.models.supply import Supply, alone, in_choices
 from surgeon.verification.traced import Called
 
 FEW = 3  # things named before a list is cut short
