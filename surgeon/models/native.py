@@ -235,7 +235,8 @@ def _hold_as_parameters(module: nn.Module, construct: Callable[[], nn.Module]) -
     are projected: another building of it has others, so they are weights in all but name."""
     held = module.state_dict()
     named = {n: b for n, b in module.named_buffers(remove_duplicate=False) if n in held}
-    uneven = {n: b for n, b in named.items() if b.is_floating_point() and (b != b.flatten()[:1]).any()}
+    floats = {n: b for n, b in named.items() if b.is_floating_point() and not b.is_meta}
+    uneven = {n: b for n, b in floats.items() if (b != b.flatten()[:1]).any()}
     others = dict(construct().named_buffers(remove_duplicate=False)) if uneven else {}
     made: dict[int, nn.Parameter] = {}
     for name, buffer in uneven.items():

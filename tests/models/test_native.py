@@ -84,6 +84,7 @@ class Placing(hf.BertModel):
         self.register_buffer("made", torch.arange(6.0))
         self.register_buffer("empty", torch.zeros(2, 3))
         self.register_buffer("order", torch.randperm(1000))
+        self.register_buffer("like", torch.zeros_like(self.embeddings.word_embeddings.weight))  # without data
 
 
 def test_a_buffer_that_is_drawn_and_saved_is_a_weight() -> None:
