@@ -25,6 +25,7 @@ RIGHT: tuple[tuple[str, str, str], ...] = (
     ),
     ("S303", "", "a softmax over the dim"),
     ("S331", "statistics are taken over them", "statistics over numbers that only a larger size makes"),
+    ("S331", "they are an output of the model", "an output of numbers that only a larger size makes"),
     ("S210", "has no forward pass", "a class that is a set of parts, and computes nothing itself"),
     ("S211", "only a pass of tensors can be traced", "an input that is an object with a state, no tensors"),
     ("S216", "", "random numbers that the class draws as it runs, and does not take as an input"),
