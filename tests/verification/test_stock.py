@@ -20,7 +20,7 @@ import surgeon
 from surgeon import apply, verify
 from surgeon.errors import ModelError, NotPreserved, fail
 from surgeon.models.supply import Supply
-from surgeon.surgery import subject
+from surgeon.surgery import subject, tracing
 from surgeon.verification.invariant import difference, unbounded
 from surgeon.verification.native import Observed, compare_stock, observe, observe_wider, refuse_other_graph
 from surgeon.verification.rounding import round_otherwise
@@ -94,14 +94,15 @@ def test_pictures_that_could_not_be_traced_are_shown_to_stock(
 ) -> None:
     """Traced with words alone, the width of what is made of pictures is not seen to be that of words: grown
     without it, the class would take no picture any more."""
-    traced = subject._captured
+    traced = tracing.capture_class
 
     def blind(module: Any, source: Any, known: frozenset[str], supply: Supply, *others: Any) -> Any:
         if supply.pictures:
             raise fail(ModelError, "S210", "too dark")
         return traced(module, source, known, supply, *others)
 
-    monkeypatch.setattr(subject, "_captured", blind)
+    for module in (tracing, subject):
+        monkeypatch.setattr(module, "capture_class", blind)
     make("qwen2_vl", "Qwen2VLForConditionalGeneration", tmp_path / "source")
     fields = ["hidden_size", "num_attention_heads", "num_key_value_heads"]
     widths = ", ".join(f"config.text_config.{field}" for field in fields)
