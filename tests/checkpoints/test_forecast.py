@@ -123,7 +123,8 @@ def test_the_memory_said_is_not_exceeded(name: str, verify: str, tmp_path: Path)
     assert forecast is not None
     taken = resident("VmHWM") - before
     assert taken <= forecast.memory
-    assert forecast.memory < 20 * taken + SUNDRIES  # and says something
+    if verify == "full":  # what little the writing takes may be left over from what ran before
+        assert forecast.memory < 20 * taken + SUNDRIES  # and says something
 
 
 def resident(what: str) -> int:
