@@ -15,6 +15,7 @@ from torch import nn
 from surgeon.checkpoints.reading import Checkpoint, holds_weights, open_checkpoint
 from surgeon.checkpoints.staging import refuse_existing, refuse_source, writing_to
 from surgeon.errors import CheckpointError, LanguageError, ModelError, PlanError, fail
+from surgeon.graph.captured import LOGITS
 from surgeon.graph.inference import Anatomy
 from surgeon.language import load
 from surgeon.language.loading import not_one
@@ -30,7 +31,6 @@ from surgeon.models.source import (
 from surgeon.models.stored import StoredModel, open_stored
 from surgeon.models.supply import read_inputs
 from surgeon.planning.native import compare
-from surgeon.planning.outputs import LOGITS
 from surgeon.planning.plan import Plan, plan_growth
 from surgeon.running.ranks import Ranks, joined, local_rank
 from surgeon.surgery.folder import apply_folder
@@ -300,7 +300,8 @@ def verify(
     where = device_of(device)
     small, large = (_source(given, example_inputs, trust_remote_code) for given in (source, target))
     if isinstance(small, ModuleSource) and isinstance(large, ModuleSource):
-        surgery, grown = _grown_from(examine(small, None, stage), examine(large, None, stage))
+        subject, grown = examine(small, None, stage), examine(large, None, stage)
+        surgery = _grown_from(subject, grown)
         stage("proof: both graphs in float64")
         return _noted(prove_modules(surgery, grown, where), surgery)
     for given in (small, large):
@@ -319,17 +320,17 @@ def verify(
             f"{large.name} is a {large.model_class.__name__}, and {small.name} a "
             f"{small.model_class.__name__}: neither grows into the other",
         )
-    surgery, grown = _grown_from(examine(small, None, stage), examine(large, None, stage))
+    subject, grown = examine(small, None, stage), examine(large, None, stage)
+    surgery = _grown_from(subject, grown)
     old, new = (
         _opened(part, open_checkpoint(folder))
-        for part, folder in ((surgery.subject, small.folder), (grown, large.folder))
+        for part, folder in ((subject, small.folder), (grown, large.folder))
     )
     for stored in (old, new):
         stored.refuse_unlike_twins()
     stage("proof: both graphs in float64")
-    return _noted(
-        prove_folders(surgery, old, small.folder, large.folder, None, where, stage, grown=new), surgery
-    )
+    report = prove_folders(surgery, old, small.folder, large.folder, None, where, stage, grown=new)
+    return _noted(report, surgery)
 
 
 def _noted(report: Report, surgery: Surgery) -> Report:
@@ -337,8 +338,8 @@ def _noted(report: Report, surgery: Surgery) -> Report:
     return replace(report, notes=(*proved_for(surgery.subject), *report.notes))
 
 
-def _grown_from(subject: Subject, grown: Subject) -> tuple[Surgery, Subject]:
-    """The growth that makes one model the other, and the latter. Raises PlanError S320 to S323, S316."""
+def _grown_from(subject: Subject, grown: Subject) -> Surgery:
+    """The growth that makes one model the other. Raises PlanError S320 to S323, S316."""
     recipe = Recipe("verify", (), (), preserve=(LOGITS,))
     try:
         native = compare(subject.anatomy, grown.anatomy.captured, subject.buffers, grown.buffers)
@@ -353,4 +354,4 @@ def _grown_from(subject: Subject, grown: Subject) -> tuple[Surgery, Subject]:
         raise PlanError(first) from error
     plan = plan_growth(subject.anatomy, recipe, native, grown.anatomy.captured)
     config = grown.source.config if isinstance(grown.source, TransformersSource) else None
-    return Surgery(subject, plan, config, grown.module, grown.buffers), grown
+    return Surgery(subject, plan, config, grown.module, grown.buffers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
@@ -20,6 +19,7 @@ from rich.table import Table
 from surgeon.errors import PlanError, fail
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.places import starred
+from surgeon.language.report import nearest
 from surgeon.planning.plan import Plan
 from surgeon.surgery.forecast import Forecast
 from surgeon.verification.native import STOCK
@@ -251,13 +251,12 @@ def show_axis(console: Console, anatomy: Anatomy, spec: str) -> None:
     names = list(anatomy.captured.parameters.values())
     if match is None or match[1] not in names or int(match[2]) >= len(anatomy.parameter_axes(match[1])):
         known = [f"{name}[{i}]" for name in names for i in range(len(anatomy.parameter_axes(name)))]
-        near = get_close_matches(spec, known, 1)
         raise fail(
             PlanError,
             "S311",
             f"there is no axis {spec}",
             expected='NAME[AXIS], such as "fc1.weight[0]"',
-            help=f"did you mean {near[0]}?" if near else "surgeon dims MODEL lists axes",
+            help=nearest(spec, known) or "surgeon dims MODEL lists axes",
         )
     store = anatomy.store
     axis = anatomy.parameter_axes(match[1])[int(match[2])]

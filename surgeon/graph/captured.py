@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind, OutputKind, OutputSpec
+from torch.export.graph_signature import OutputKind, OutputSpec
 from torch.utils._pytree import TreeSpec
 
 from surgeon.graph.places import ASSERTION, op_name
@@ -30,6 +30,7 @@ LAYERS: Mapping[type[nn.Module], str] = {
     nn.BatchNorm2d: "aten.batch_norm",
 }
 """How torch's layers read their parameters, where a trace does not show it."""
+LOGITS = "logits"  # what a model that gives words is run for, by the name of an output
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,6 @@ class Captured:
     layers: Mapping[str, str] = field(default_factory=dict, repr=False)  # parameter name -> its layer's op
     led: bool = False  # whether the values of inputs led the trace
     left_out: tuple[str, ...] = ()  # in words, of what the module returns
-
-    def placed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments that were given by name, and may hold several tensors, by the placeholders that stand for
-        what they hold."""
-        takes = self.program.call_spec.in_spec
-        assert takes is not None
-        _, named = takes.children()
-        parts = zip(named.context, named.children(), strict=True)
-        leaves = [leaf for name, spec in parts for leaf in spec.flatten_up_to(inputs[name])]
-        specs = self.program.graph_signature.input_specs
-        given = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
-        return dict(zip(given, leaves, strict=True))
 
     @property
     def unread(self) -> list[str]:

@@ -12,9 +12,8 @@ from unittest.mock import patch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from surgeon.graph.captured import paths
+from surgeon.graph.captured import LOGITS, paths
 
-LOGITS = "logits"
 UNKNOWN = re.compile(r"Found <class '([^']+)'> in output, which is not a known type")
 
 

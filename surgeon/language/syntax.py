@@ -48,7 +48,7 @@ KINDS = {
     "along": ("homogeneous", "nonlinear"),
     "pad": (),
     "complex": ("joined", "parted"),
-    "uniform": (),
+    "uniform": ("zero", "number"),
     "made": (),
     "identity": (),
     "ignore": (),

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import ModelError, SurgeonError, fail
+from surgeon.language.report import nearest
 from surgeon.models.ties import untie
 from surgeon.running.memory import give_back
 
@@ -118,12 +118,11 @@ def _derived(config: Any, field: str, changes: Mapping[str, Any]) -> Any:
 
 
 def _no_field(config: Any, field: str) -> ModelError:
-    near = get_close_matches(field, [*numeric_fields(config), *type(config).attribute_map], 1)
     return fail(
         ModelError,
         "S220",
         f"{type(config).__name__} has no field {field}",
-        help=f"did you mean {near[0]}?" if near else None,
+        help=nearest(field, (*numeric_fields(config), *type(config).attribute_map)),
     )
 
 

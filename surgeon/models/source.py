@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from surgeon.checkpoints.reading import is_file, no_duplicates
 from surgeon.errors import ModelError, fail
+from surgeon.language.report import nearest
 from surgeon.models.native import reason
 
 HF_MODULES = "transformers_modules"  # where transformers puts the code that a model brings
@@ -167,12 +168,11 @@ def _from_config(
     if model_type is None:
         raise fail(ModelError, "S204", f"{name}: its config names no model_type")
     if not known:
-        near = get_close_matches(str(model_type), list(CONFIG_MAPPING), 1)
         raise fail(
             ModelError,
             "S204",
             f"{name}: transformers knows no model type {model_type!r}",
-            help=f"did you mean {near[0]}?" if near else "does it need a newer transformers?",
+            help=nearest(str(model_type), CONFIG_MAPPING) or "does it need a newer transformers?",
         )
     try:
         config_class: Any = CONFIG_MAPPING[model_type] if listed else own
@@ -253,12 +253,11 @@ def _model_class(architecture: str | None, config: Any, name: str) -> Any:
         found = _stock_class(architecture)
         if found is not None:
             return found
-        near = get_close_matches(architecture, dir(transformers), 1)
         raise fail(
             ModelError,
             "S205",
             f"{name}: transformers has no model class {architecture}",
-            help=f"did you mean {near[0]}?" if near else "does it need a newer transformers?",
+            help=nearest(architecture, dir(transformers)) or "does it need a newer transformers?",
         )
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
         if type(config) in auto._model_mapping:
@@ -298,12 +297,11 @@ def _factory(spec: str) -> ModuleSource:
         ) from error
     factory = getattr(module, function, None)
     if not callable(factory):
-        near = get_close_matches(function, dir(module), 1)
         raise fail(
             ModelError,
             "S207",
             f"{module_name} has no function {function}",
-            help=f"did you mean {near[0]}?" if near else None,
+            help=nearest(function, dir(module)),
         )
     try:
         made = factory()

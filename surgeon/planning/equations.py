@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import fx
 
@@ -15,7 +14,6 @@ from surgeon.axes.store import Axis
 from surgeon.graph.calls import Axes, Call
 from surgeon.graph.inference import Anatomy, is_float, is_whole
 from surgeon.graph.kinds import permutation, reduced, segments, split_sizes
-from surgeon.graph.places import op_name
 from surgeon.graph.spatial import normalised_groups, pooled
 from surgeon.planning.cells import Drift
 from surgeon.planning.positional import Positional
@@ -177,8 +175,6 @@ class Equations(Positional):
                 self.exact(total, name, "a constant is added to it")
             return total
         if flag == "select":
-            if call.node.target is torch.ops.aten.copy.default:  # what is copied over is not read
-                tensors, cells = tensors[1:], cells[1:]
             branches = [c for (i, a), c in zip(tensors, cells, strict=True) if is_float(a)]
             spread = [np.broadcast_to(b, out) for b in branches]
             total = self.equal_all(spread or [zeros(out)], name, "a choice mixes scales")
@@ -413,7 +409,9 @@ class Equations(Positional):
         return np.broadcast_to(cells[..., None], self.shape(self.axes_of(call.node.name)))
 
     def _uniform(self, call: Call) -> list[Cells | None]:
-        if not _scales(call) and is_float(call.node):  # the same times anything
+        given = next((call.arg(n) for n in ("fill_value", "value", "s") if n in call.names), 1.0)
+        scaled = call.flag != "zero" and (not isinstance(given, (int, float)) or has_scale(given))
+        if not scaled and is_float(call.node):  # the same times anything
             return [self.system.unknowns(self.shape(self.axes_of(call.node.name)))]
         return self._ignore(call)
 
@@ -425,15 +423,6 @@ class Equations(Positional):
         for node, _ in call.tensors():
             self.exact(self.of(node), call.node.name, "something is made from it")
         return self._ignore(call)
-
-
-def _scales(call: Call) -> bool:
-    """Whether the number that a uniform op puts everywhere has a scale."""
-    for name in ("fill_value", "value", "s"):
-        if name in call.names:
-            number = call.arg(name)
-            return not isinstance(number, (int, float)) or has_scale(number)
-    return not op_name(call.node).startswith(("aten.zero", "aten.new_zero"))
 
 
 def solve_scales(

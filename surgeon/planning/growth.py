@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from math import inf
@@ -16,6 +15,7 @@ from surgeon.axes.store import Axis
 from surgeon.errors import PlanError, fail
 from surgeon.graph.inference import Anatomy
 from surgeon.graph.places import place_of
+from surgeon.language.report import nearest
 from surgeon.language.syntax import AxisDim, ConfigDim, Family, FileField, Grow, NamedDim, Recipe
 from surgeon.planning.drafts import draft
 from surgeon.planning.roles import braces, matches
@@ -217,25 +217,24 @@ def _fields(
         value = read(target.field)
         factors = {f for dim in names.values() for f in sum(dim, ()) if is_factor(read(f))}
         if not (is_size(value) or target.field in factors) or target.field.endswith("_token_id"):
-            near = get_close_matches(target.field, known, 1)
+            near = nearest(target.field, known)
             raise fail(
                 PlanError,
                 "S311",
                 f"the config of {model_type} has no size {target.field}",
                 span=target.span,
                 expected=None if near else ", ".join(sorted(f for f in known if is_size(read(f)))) or None,
-                help=f"did you mean {near[0]}?" if near else None,
+                help=near,
             )
         return f"config.{target.field}", (target.field,)
     if target.name not in names:
-        near = get_close_matches(target.name, names, 1)
         raise fail(
             PlanError,
             "S311",
             f"no family names a dim {target.name} for {model_type}",
             span=target.span,
             expected=", ".join(sorted(names)),
-            help=f"did you mean {near[0]}?" if near else "name it by field: grow config.FIELD by 2",
+            help=nearest(target.name, names) or "name it by field: grow config.FIELD by 2",
         )
     found = []
     for alternatives in names[target.name]:
@@ -247,13 +246,12 @@ def _fields(
 
 def unknown_parameter(target: AxisDim, known: Sequence[str]) -> PlanError:
     """The error that tells of an axis of a parameter that is not there, and the nearest of those `known`."""
-    near = get_close_matches(target.parameter, known, 1)
     return fail(
         PlanError,
         "S311",
         f"no parameter is named {target.parameter}",
         span=target.span,
-        help=f"did you mean {near[0]}?" if near else "surgeon dims MODEL lists them",
+        help=nearest(target.parameter, known) or "surgeon dims MODEL lists them",
     )
 
 

@@ -4,15 +4,14 @@ the others."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 import numpy as np
 
 from surgeon.errors import PlanError, fail
-from surgeon.graph.captured import Captured
+from surgeon.graph.captured import LOGITS, Captured
+from surgeon.language.report import nearest
 from surgeon.planning.equations import Equations
 
-LOGITS = "logits"
 Factors = Mapping[str, tuple[float, ...]]
 """The outputs that come out scaled, by name, with the factors of their pieces."""
 
@@ -42,13 +41,12 @@ def _named(word: str, path: str) -> bool:
 
 def _no_output(word: str, paths: list[str]) -> PlanError:
     parts = [part for path in paths for part in (path, *path.split("."))]
-    near = get_close_matches(word, parts, 1)
     return fail(
         PlanError,
         "S332",
         f"the model returns nothing called {word}, which the recipe wants to preserve",
         expected=", ".join(dict.fromkeys(paths)) or "no name: it returns one tensor, which has none",
-        help=f"did you mean {near[0]}?" if near else "without `preserve` all outputs stay as they are",
+        help=nearest(word, parts) or "without `preserve` all outputs stay as they are",
     )
 
 

@@ -30,7 +30,7 @@ from surgeon.rewriting.weights import block_boxes, expand_box
 from surgeon.running.parallel import side_by_side
 from surgeon.surgery.result import Delivery
 from surgeon.surgery.subject import Surgery
-from surgeon.surgery.values import exact_values, stock_values
+from surgeon.surgery.values import Values, values_of
 from surgeon.verification.execution import ROWWISE
 from surgeon.verification.native import CONVERTED_BYTES, WIDER, is_held_by_stock
 from surgeon.verification.shelf import LARGE
@@ -139,9 +139,9 @@ def _forecast(
     total = sum(shard.bytes for shard in shards)
     taken = [_writing(plan, bundle) + chunks]
     if delivery.verify != "none":
-        taken.append(_proving(plan, bundle))
-    if delivery.verify == "full":
-        taken.append(_comparing(plan, shards) + stock)
+        values = values_of(plan)
+        taken.append(_proving(plan, bundle, values))
+        taken.append(_comparing(plan, shards, values) + stock if delivery.verify == "full" else 0)
     memory = SUNDRIES + max(taken)
     if delivery.out is None:
         return Forecast(bytes_in, total, len(shards), memory)
@@ -191,7 +191,7 @@ def _made_at_once(transform: Transform, first: int, copies: int = TEMPORARIES) -
     return prod(transform.source_shape[first:]) + copies * prod(transform.target_shape[first:])
 
 
-def _proving(plan: Plan, bundle: int) -> int:
+def _proving(plan: Plan, bundle: int, values: Values) -> int:
     """Both graphs in float64: values, and what is read to make them, the largest tensor that an op reads
     whole, source and grown, or blocks of rows."""
     by_rows, exact = _read_by_rows(plan), bundle
@@ -203,10 +203,10 @@ def _proving(plan: Plan, bundle: int) -> int:
             copies = NOISY if transform.noise else TEMPORARIES
             exact = max(exact, _made_at_once(transform, first, copies) * EXACT)
     blocks = (TEMPORARIES + 2) * torch.get_num_threads() * BLOCK_ELEMENTS * EXACT
-    return int(HEAP * (exact_values(plan) + exact + blocks))
+    return int(HEAP * (values.exact + exact + blocks))
 
 
-def _comparing(plan: Plan, shards: Sequence[Shard]) -> int:
+def _comparing(plan: Plan, shards: Sequence[Shard], values: Values) -> int:
     """Stock transformers: values and the largest tensor in the checkpoint's dtype and in a wider one, unless
     it is read in blocks, each laid out once more for its product; then what was given, compared."""
     specs = [spec for shard in shards for spec in shard.specs if spec.dtype in WIDER]
@@ -216,8 +216,8 @@ def _comparing(plan: Plan, shards: Sequence[Shard]) -> int:
     whole = [prod(t.target_shape) for name, t in plan.transforms.items() if name not in by_rows]
     block = min(LARGE, max((prod(spec.shape) * wide for spec in specs), default=0))
     read = max(int(HEAP * (2 * block + block * own // wide)), max(whole, default=0) * (WORK + wide))
-    running, given = stock_values(plan)
-    return max(wide * running + (own + wide) * given + read, (2 * own + wide + EXACT) * given)
+    running = wide * values.stock + (own + wide) * values.given + read
+    return max(running, (2 * own + wide + EXACT) * values.given)
 
 
 def _read_by_rows(plan: Plan) -> frozenset[str]:

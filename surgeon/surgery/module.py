@@ -19,7 +19,7 @@ from surgeon.planning.plan import plan_growth
 from surgeon.rewriting.calling import calling_of, refuse_unwritable
 from surgeon.rewriting.graph import GrownModule, export, rewrite
 from surgeon.rewriting.weights import expand
-from surgeon.surgery.proof import not_preserved, trainability
+from surgeon.surgery.proof import dtype_of_most, not_preserved, trainability
 from surgeon.surgery.result import Delivery, Result, record_of
 from surgeon.surgery.subject import Stage, Subject, Surgery
 from surgeon.verification.coexecution import Pair, coexecute
@@ -70,13 +70,15 @@ def prove_modules(surgery: Surgery, grown: Subject, device: torch.device) -> Rep
     its_calling = calling_of(grown.anatomy.captured, large.module.forward)
     state, its_state = _state(small), _state(large)
     _refuse_other_answers(surgery, grown)
+    weights = [its_state[name] for name in grown.anatomy.captured.parameters.values()]
+    main = dtype_of_most((w.dtype, w.nbytes) for w in weights if w.is_floating_point())
     pair = Pair(
         plan,
         state.__getitem__,
         calling.leaves(small.args, small.kwargs),
         its_state.__getitem__,
         held_buffers=dict(large.module.named_buffers()),
-        rounded_to=_main_dtype([its_state[name] for name in grown.anatomy.captured.parameters.values()]),
+        rounded_to=main or torch.float64,
     )
     run = coexecute(pair, device, watched_nodes(plan))
     called = Called(small.module, small.args, small.kwargs, calling.rewrites)
@@ -114,15 +116,6 @@ def _refuse_other_answers(surgery: Surgery, grown: Subject) -> None:
             else f"it holds another constant of shape {tuple(other.shape) if other is not None else ()}",
         ),
     )
-
-
-def _main_dtype(weights: list[Tensor]) -> torch.dtype:
-    """The floating dtype of most bytes."""
-    sizes: dict[torch.dtype, int] = {torch.float64: 0}
-    for weight in weights:
-        if weight.is_floating_point():
-            sizes[weight.dtype] = sizes.get(weight.dtype, 0) + weight.nbytes
-    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def _state(source: ModuleSource) -> dict[str, Tensor]:

@@ -19,8 +19,9 @@ from surgeon.models.source import TransformersSource
 from surgeon.models.stored import StoredModel, open_stored
 from surgeon.models.supply import Supply
 from surgeon.planning.plan import Plan
+from surgeon.rewriting.calling import calling_of
 from surgeon.rewriting.checkpoint import GrownCheckpoint
-from surgeon.surgery.subject import Stage, Surgery
+from surgeon.surgery.subject import Stage, Subject, Surgery
 from surgeon.verification.coexecution import Coexecution, Pair, coexecute
 from surgeon.verification.native import (
     WIDER,
@@ -63,7 +64,7 @@ def prove_folders(
     subject, plan = surgery.subject, surgery.plan
     assert isinstance(subject.source, TransformersSource)
     rounded_to = main_dtype(grown.checkpoint) if grown is not None else None
-    inputs = plan.anatomy.captured.placed(subject.supply.batch(subject.module))
+    inputs = _placed(subject)
     pair = Pair(
         plan,
         source.open,
@@ -173,7 +174,7 @@ def prove_sample(
     were written as the plan says. Stock transformers is not run."""
     subject, plan = surgery.subject, surgery.plan
     sample = draw(plan)
-    inputs = plan.anatomy.captured.placed(subject.supply.batch(subject.module))
+    inputs = _placed(subject)
     buffers = {**subject.buffers, **stored.buffers()}
     pair = Pair(plan, stored.open, inputs, None, surgery.grown_buffers, buffers, sample=sample)
     run = coexecute(pair, device, watched_nodes(plan) - sample.unrun - sample.stands.keys())
@@ -219,14 +220,25 @@ def trainability(plan: Plan, run: Coexecution) -> tuple[Trainability | None, str
         return None, f"the backward pass failed: {reason(error)}"
 
 
+def _placed(subject: Subject) -> dict[str, Any]:
+    """The inputs of the proof, which may hold several tensors each, by the placeholders of the graph."""
+    calling = calling_of(subject.anatomy.captured, subject.module.forward)
+    return calling.leaves((), subject.supply.batch(subject.module))
+
+
+def dtype_of_most(sizes: Iterable[tuple[torch.dtype, int]]) -> torch.dtype | None:
+    """Of dtypes and bytes in them, that of most bytes; None of nothing."""
+    total: dict[torch.dtype, int] = {}
+    for dtype, count in sizes:
+        total[dtype] = total.get(dtype, 0) + count
+    return max(total, key=lambda dtype: total[dtype], default=None)
+
+
 def main_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The floating dtype of most of a checkpoint's bytes. Raises CheckpointError S407 for a checkpoint
     without weights in one that surgeon grows."""
-    floats: dict[torch.dtype, int] = {}
-    for entry in checkpoint.entries.values():
-        if entry.dtype in WIDER:
-            floats[entry.dtype] = floats.get(entry.dtype, 0) + entry.bytes
-    if not floats:
+    found = dtype_of_most((e.dtype, e.bytes) for e in checkpoint.entries.values() if e.dtype in WIDER)
+    if found is None:
         raise fail(
             CheckpointError,
             "S407",
@@ -235,7 +247,7 @@ def main_dtype(checkpoint: Checkpoint) -> torch.dtype:
             if any(entry.dtype == torch.float64 for entry in checkpoint.entries.values())
             else "quantised weights cannot be grown: use the model they were made of",
         )
-    return max(floats, key=lambda d: floats[d])
+    return found
 
 
 def not_preserved(report: Report, aside: Path | None) -> NotPreserved:

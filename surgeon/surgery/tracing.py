@@ -76,7 +76,7 @@ def _told_of_calls(error: ModelError, module: nn.Module, failed: Exception | Non
         return error
     dataless = any(parameter.is_meta for parameter in module.parameters())
     notes, said = error.diagnostics[0].notes, (str(failed), str(cause))
-    if dataless and not (raised_at(failed)[:1] == notes[:1] and all(map(SIZES.search, said))):
+    if dataless and not (raised_at(failed) == notes and all(map(SIZES.search, said))):
         return error
     return fail(
         ModelError,

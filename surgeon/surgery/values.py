@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -19,20 +20,18 @@ SCORES = 3  # of attention: products, with a mask, normalised
 FUNCTIONAL = 6  # values of the output's size from which a backward pass starts
 
 
-def exact_values(plan: Plan) -> int:
-    """Bytes at the peak of both graphs in float64, with the backward pass."""
-    return EXACT * _peaks(plan)[0]
+@dataclass(frozen=True)
+class Values:
+    """Bytes at the peak of both graphs in float64, with the backward pass; elements at that of stock
+    transformers, on all inputs that it runs on, and of what it gives."""
+
+    exact: int
+    stock: int
+    given: int
 
 
-def stock_values(plan: Plan) -> tuple[int, int]:
-    """Elements at the peak of stock transformers, on all inputs that it runs on, and of what it gives."""
-    _, stock, result = _peaks(plan)
-    return len(SEEDS) * stock, len(SEEDS) * result
-
-
-def _peaks(plan: Plan) -> tuple[int, int, int]:
-    """Elements at the peak of both graphs with the backward pass, of the grown graph alone, and of its first
-    output, on one of the inputs."""
+def values_of(plan: Plan) -> Values:
+    """The peaks for one plan."""
     captured, watched = plan.anatomy.captured, watched_nodes(plan)
     nodes = schedule(captured.nodes)
     held = captured.parameters.keys()
@@ -61,7 +60,7 @@ def _peaks(plan: Plan) -> tuple[int, int, int]:
     result = elements(_twin(captured.results[0], plan)) if captured.results else 0
     largest = max(elements(_twin(n, plan)) + _aside(_twin(n, plan)) for n in nodes if n.name not in held)
     exact = max(exact, kept + live + FUNCTIONAL * result + 2 * largest)
-    return exact, stock, result
+    return Values(EXACT * exact, len(SEEDS) * stock, len(SEEDS) * result)
 
 
 def _twin(node: fx.Node, plan: Plan) -> fx.Node:

@@ -172,10 +172,11 @@ def _coexecuted(pair: Pair, device: torch.device, watched: frozenset[str]) -> Co
                 tolerance = max(tolerance, ROUNDING_FACTOR * noise)
             if node.op == "placeholder" and isinstance(left.values[node.name], Weight):
                 error, count = _parameter_error(node, left, right, pair)
-            elif plan.anatomy.captured.buffers.get(node.name) in pair.held_buffers:
-                error, count = 0.0, 0  # rounded as it was written: judged by what reads it
-            elif node.name in drawn:
-                error, count = 0.0, 0  # no output depends on it
+            elif plan.anatomy.captured.buffers.get(node.name) in pair.held_buffers or node.name in drawn:
+                error, count = (
+                    0.0,
+                    0,
+                )  # judged by what reads it, if anything does
             else:
                 error, count = _error(node, left, right, plan)
             checked += count

@@ -268,7 +268,7 @@ def test_a_nested_field_is_written_under_the_name_that_its_own_class_has_for_it(
     [
         ({"num_attention_heads": 5}, ("LlamaConfig refuses num_attention_heads = 5: ", "(24)", "(5)")),
         ({"hidden_size": "wide"}, ("LlamaConfig refuses hidden_size = wide: ", "expected int")),
-        ({"hiden_size": 48}, ("LlamaConfig has no field hiden_size", "did you mean hidden_size?")),
+        ({"hiden_size": 48}, ("LlamaConfig has no field hiden_size", "did you mean `hidden_size`?")),
         ({"text_config.hidden_size": 48}, ("LlamaConfig has no field text_config.hidden_size",)),
         ({"hidden_size.x": 48}, ("LlamaConfig has no field hidden_size.x",)),
     ],

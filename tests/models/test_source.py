@@ -209,14 +209,14 @@ def test_a_config_that_is_no_config(content: bytes, text: str, tmp_path: Path) -
 
 CONFIGS: list[tuple[dict[str, object], str, tuple[str, ...]]] = [
     ({"model_type": None}, "S204", ("its config names no model_type",)),
-    ({"model_type": "lama"}, "S204", ("transformers knows no model type 'lama'", "did you mean llama?")),
+    ({"model_type": "lama"}, "S204", ("transformers knows no model type 'lama'", "did you mean `llama`?")),
     ({"model_type": "zzzzzz"}, "S204", ("does it need a newer transformers?",)),
     ({"model_type": ["llama"]}, "S204", ("transformers knows no model type ['llama']",)),
     ({"model_type": 7}, "S204", ("transformers knows no model type 7",)),
     (
         {"architectures": ["LlamaForCasualLM"]},
         "S205",
-        ("transformers has no model class LlamaForCasualLM", "did you mean LlamaForCausalLM?"),
+        ("transformers has no model class LlamaForCasualLM", "did you mean `LlamaForCausalLM`?"),
     ),
     ({"architectures": ["Zzzzzzzz"]}, "S205", ("does it need a newer transformers?",)),
     ({"architectures": ["AutoTokenizer"]}, "S205", ("transformers has no model class AutoTokenizer",)),
@@ -290,7 +290,7 @@ FACTORIES = [
     ("no_module_here:pair", "S207", "no_module_here cannot be imported: ModuleNotFoundError"),
     ("imports_nothing_here:pair", "S207", "No module named 'nothing_like_this_exists'"),
     ("leaves_here:pair", "S207", "leaves_here cannot be imported: SystemExit: 0"),
-    ("factories_here:pear", "S207", "factories_here has no function pear\n  help: did you mean pair?"),
+    ("factories_here:pear", "S207", "factories_here has no function pear\n  help: did you mean `pair`?"),
     ("factories_here:number", "S207", "factories_here has no function number"),
     ("factories_here:broken", "S207", "factories_here:broken failed: RuntimeError: no luck"),
     ("factories_here:leaving", "S207", "factories_here:leaving failed: SystemExit: 4"),

@@ -89,7 +89,7 @@ def test_a_name_that_no_output_has_is_answered_with_the_nearest(tmp_path: Path) 
     with pytest.raises(PlanError, match="nothing called word_embed,") as caught:
         grow(tmp_path, "preserve word_embed")
     assert caught.value.code == "S332"
-    assert "did you mean word_embeds?" in str(caught.value)
+    assert "did you mean `word_embeds`?" in str(caught.value)
     assert "towers.words.0" in str(caught.value)
 
 
