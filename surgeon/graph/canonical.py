@@ -14,7 +14,6 @@ def canonical(graph: fx.Graph) -> None:
     _drop_copies(graph)
     _name_pieces(graph)
     _name_solids(graph)
-    _leave_what_is_copied_over(graph)
     # What is computed for its shape alone ties nothing, nor do random numbers that nobody reads.
     graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=False))
     _leave_positions(graph)
@@ -44,17 +43,6 @@ def _name_solids(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.target is aten.grid_sampler.default and node.meta["val"].ndim == 5:
             node.target = aten.grid_sampler_3d.default
-
-
-def _leave_what_is_copied_over(graph: fx.Graph) -> None:
-    """What is copied over a tensor of its shape reads nothing of it but its type."""
-    aten = torch.ops.aten
-    for node in list(graph.nodes):
-        if node.target is not aten.copy.default:
-            continue
-        over, source = (given.meta["val"] for given in node.args[:2])
-        if [str(size) for size in over.shape] == [str(size) for size in source.shape]:
-            node.target, node.args, node.kwargs = aten.to.dtype, (node.args[1], over.dtype), {}
 
 
 def _name_pieces(graph: fx.Graph) -> None:

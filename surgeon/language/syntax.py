@@ -21,7 +21,16 @@ EXPANSIONS = ("copy", "share", "first")
 the first copy alone."""
 
 KINDS = {
-    "pointwise": ("nonlinear", "homogeneous", "additive", "multiplicative", "quotient", "power", "select"),
+    "pointwise": (
+        "nonlinear",
+        "homogeneous",
+        "additive",
+        "multiplicative",
+        "quotient",
+        "power",
+        "select",
+        "over",
+    ),
     "group_norm": (),
     "reshape": (),
     "permute": (),

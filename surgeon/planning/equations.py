@@ -182,6 +182,8 @@ class Equations(Positional):
             if any(has_scale(n) for n in numbers):
                 self.exact(total, name, "a constant replaces some of it")
             return total
+        if flag == "over":  # what is written over is not read
+            return np.broadcast_to(cells[1], out)
         if flag == "power":
             assert call.rule.kind is not None
             given = call.rule.kind.value

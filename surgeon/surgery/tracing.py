@@ -25,7 +25,7 @@ OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetenso
 GIVEN_INPUTS = "its inputs are your own: are their dtypes, shapes and numbers what its forward pass takes?"
 FAULT = "do the sizes in its config go together, and with its inputs?"
 ALONE = "several examples at once, which the class does not take"
-SIZES = re.compile(r"\b(sizes?|shapes?|dimensions?)\b")
+SIZES = re.compile(r"\b(sizes?|shapes?|dims?|dimensions?)\b")
 
 
 def capture_module(

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from coverage import TOGETHER, attempt, make
-from versions import CLASSES_OF_5_24
+from versions import CLASSES_OF_5_24, TRACER_OF_2_13
 
 import surgeon
 from surgeon.errors import PlanError
@@ -60,6 +60,7 @@ SAMPLE = {
 }
 
 
+UNTRACED_BEFORE = ("LongT5ForConditionalGeneration",)
 OTHERWISE_BEFORE = (
     "FunnelForMaskedLM",
     "AriaForConditionalGeneration",
@@ -69,7 +70,17 @@ OTHERWISE_BEFORE = (
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=CLASSES_OF_5_24 if n in OTHERWISE_BEFORE else ()) for n in SAMPLE]
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=[
+                *([CLASSES_OF_5_24] if name in OTHERWISE_BEFORE else []),
+                *([TRACER_OF_2_13] if name in UNTRACED_BEFORE else []),
+            ],
+        )
+        for name in SAMPLE
+    ],
 )
 def test_hidden_ffn_and_heads_grow(name: str, tmp_path: Path) -> None:
     make("", name, tmp_path / "source")

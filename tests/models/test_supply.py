@@ -194,8 +194,9 @@ def test_wrong_inputs_are_told(decider: Path) -> None:
 
 
 def test_inputs_that_the_class_cannot_take_are_doubted(decider: Path) -> None:
-    given = {**trajectory(), "timesteps": trajectory()["timesteps"].float()}
+    given = {**trajectory(), "states": trajectory()["states"][..., :4]}
     with pytest.raises(ModelError) as caught:
         surgeon.plan(decider / "wider.surgery", decider / "source", example_inputs=given)
     assert caught.value.code == "S210"
+    assert "DecisionTransformerModel fails when it is called, traced or not: " in str(caught.value)
     assert "note: its inputs are your own: are their dtypes, shapes and numbers" in str(caught.value)
