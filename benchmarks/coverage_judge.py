@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from surgeon.models.inputs import real_inputs
-from surgeon.models.supply import alone, in_choices, laid_in
+from surgeon.models.supply import alone, in_choices, nested
 from surgeon.verification.rounding import DRAWS, round_otherwise
 
 SETTLED = 1e-4  # more moves no rounding of float32: a choice fell otherwise
@@ -213,7 +213,7 @@ def _double(value: Any) -> Any:
 
 def _outputs(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     with torch.no_grad():
-        result = model(**laid_in(inputs))
+        result = model(**nested(inputs))
     plain = [v for v in result.values() if isinstance(v, Tensor)]
     several = plain or [v for v in tree_leaves(tuple(result.values())) if isinstance(v, Tensor)]
     return [v.double() for v in several if v.is_floating_point()] or [v.double() for v in several]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -171,7 +171,7 @@ class _Archives:
     def __init__(self, folder: Path, stamps: dict[Path, Stamp]):
         self._folder, self._stamps = folder, stamps
         self._file: Path | None = None
-        self._stream = io.BytesIO()
+        self._stream: BinaryIO = io.BytesIO()
 
     def __enter__(self) -> _Archives:
         return self
@@ -223,7 +223,7 @@ class _Archives:
                 raise FileNotFoundError
             stream = file.open("rb")
             self._stream.close()
-            self._file, self._stream = file, stream  # type: ignore[assignment]
+            self._file, self._stream = file, stream
             if file not in self._stamps:
                 self._stamps[file] = stamp(file)
 

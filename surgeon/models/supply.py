@@ -35,7 +35,7 @@ class Supply:
             made = real_inputs(module, seed, self.pictures)
             return made if self.lay is None else self.lay(made)
         accepted = inspect.signature(module.forward).parameters
-        given = laid_in(self.given)
+        given = nested(self.given)
         for name in given:
             if name not in accepted:
                 said = f"{type(module).__name__} takes no input {name}"
@@ -64,7 +64,7 @@ def alone(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value[:1] if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
-def laid_in(given: Mapping[str, Any], way: str = "") -> dict[str, Any]:
+def nested(given: Mapping[str, Any], way: str = "") -> dict[str, Any]:
     """Inputs of which some lie within others: ``states.full.0`` is the first of a tuple, which `full` names
     in the mapping ``states``. Names that are numbers are places in a tuple. Raises ModelError S224 where a
     place is missing, or where a name is that of a tensor and of what lies within. `way` leads to all of them.
@@ -77,11 +77,11 @@ def laid_in(given: Mapping[str, Any], way: str = "") -> dict[str, Any]:
             apart.setdefault(first, {})[rest] = value
         if first in apart and first in whole:
             raise fail(ModelError, "S224", f"{way}{first} is given whole, and in parts too")
-    within = {name: laid_in(parts, f"{way}{name}.") for name, parts in apart.items()}
-    return {**whole, **{name: _numbered(f"{way}{name}", parts) for name, parts in within.items()}}
+    within = {name: nested(parts, f"{way}{name}.") for name, parts in apart.items()}
+    return {**whole, **{name: _as_tuple(f"{way}{name}", parts) for name, parts in within.items()}}
 
 
-def _numbered(name: str, parts: dict[str, Any]) -> Any:
+def _as_tuple(name: str, parts: dict[str, Any]) -> Any:
     """A tuple, where what lies within is named by numbers."""
     if not all(part.isdecimal() for part in parts):
         return parts

@@ -14,7 +14,7 @@ from torch import Tensor
 import surgeon
 from surgeon import cli
 from surgeon.errors import ModelError, PlanError
-from surgeon.models.supply import Supply, laid_in
+from surgeon.models.supply import Supply, nested
 from surgeon.verification.native import observe
 
 RECIPE = "recipe wider() {\n    grow hidden by 2\n    noise linear at 10 dB\n}\n"
@@ -106,7 +106,7 @@ def test_what_is_as_wide_as_an_input_of_ones_own_does_not_grow(decider: Path) ->
 
 def test_inputs_within_inputs_are_named_by_their_way() -> None:
     a, b, c = (torch.full((2,), n) for n in range(3))
-    laid = laid_in({"x": a, "states.full.1": b, "states.full.0": c, "states.near": a})
+    laid = nested({"x": a, "states.full.1": b, "states.full.0": c, "states.near": a})
     assert laid["x"] is a and laid["states"]["near"] is a
     assert laid["states"]["full"][0] is c and laid["states"]["full"][1] is b
     for wrong, said in (
@@ -116,7 +116,7 @@ def test_inputs_within_inputs_are_named_by_their_way() -> None:
         ({"x.y.1": a, "x.z": b}, r"x\.y is given in the parts 1, which"),
     ):
         with pytest.raises(ModelError, match=said) as caught:
-            laid_in(wrong)
+            nested(wrong)
         assert caught.value.code == "S224"
 
 
