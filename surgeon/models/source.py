@@ -106,7 +106,7 @@ def _near(model: str) -> str | None:
     except OSError:
         return None
     near = get_close_matches(path.name, beside, 1)
-    return f"did you mean {path.parent / near[0]}?" if near else None
+    return f"did you mean `{path.parent / near[0]}`?" if near else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

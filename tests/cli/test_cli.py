@@ -84,7 +84,7 @@ MISTAKES = [
     (["plan", "{tmp}/none.surgery", "{model}"], "declares no recipe"),
     (["plan", "{tmp}/odd.surgery", "{model}"], "no family names a dim hiden"),
     (["plan", "{tmp}/half.surgery", "{model}"], "is not a whole number"),
-    (["plan", "grow", "{model}x"], "did you mean {model}?"),
+    (["plan", "grow", "{model}x"], "did you mean `{model}`?"),
     (["plan", "grow", "{model}", "--set", "n=2", "--set", "n=3"], "n is set twice"),
     (["plan", "grow", "{model}", "--set", "=2"], "not of the form NAME=VALUE"),
     (["explain", "{model}"], "an axis is to be named, too"),

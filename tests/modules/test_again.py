@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon import cli
 from surgeon.errors import ModelError, PlanError
 from surgeon.models.source import open_source
 
@@ -97,6 +99,38 @@ def test_one_that_was_exported_grows_again_and_is_proved(recipe: Path, tmp_path:
     assert report.preserved and report.exact is not None and report.exact.outputs < 1e-14
     twice = grown(recipe, loaded)
     assert torch.allclose(twice(X)["logits"], source(X)["logits"], rtol=1e-12, atol=1e-12)
+
+
+FACTORIES = """
+import sys
+import torch
+
+sys.path.insert(0, {tests!r})
+from test_again import X, made
+
+
+def trained():
+    return made(), (X,)
+
+
+def wider():
+    return torch.export.load({file!r}).module(), (X,)
+"""
+
+
+def test_it_is_proved_by_the_names_of_two_functions(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grown(recipe, made(), tmp_path / "out")
+    text = FACTORIES.format(tests=str(Path(__file__).parent), file=str(tmp_path / "out" / "model.pt2"))
+    (tmp_path / "pair_of_nets.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for words, code in ((["trained", "wider"], 0), (["wider", "trained"], 2)):
+        names = [f"pair_of_nets:{word}" for word in words]
+        monkeypatch.setattr(sys, "argv", ["surgeon", "verify", *names, "--device", "cpu"])
+        assert cli.run() == code
+    shown = capsys.readouterr()
+    assert "Preserved." in shown.out and "the source is named first" in shown.err
 
 
 def test_a_changed_weight_is_located(recipe: Path) -> None:
