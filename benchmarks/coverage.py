@@ -46,9 +46,11 @@ GROUPS = {
     "transcription": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
     "rest": "MODEL_MAPPING_NAMES",
     "tasks": "",
+    "endings": "",
 }
 REST = "rest"  # the bare classes of model types that stand in no other group
 TASKS = "tasks"  # the classes of all other tasks, but for those that end a text model in one more layer
+ENDED = "endings"  # these
 ENDINGS = ("SEQUENCE_CLASS", "TOKEN_CLASS", "FOR_QUESTION_ANSWERING", "MULTIPLE_CHOICE", "TEXT_ENCODING")
 TOGETHER = ("hidden", "ffn", "heads")
 ALONE = ("hidden", "ffn", "heads", "head_dim")
@@ -67,9 +69,9 @@ def classes(group: str) -> list[tuple[str, str]]:
     """Model type and class name, each class once."""
     from transformers.models.auto import modeling_auto
 
-    if group == TASKS:
-        known = {name for other in GROUPS if other != TASKS for _, name in classes(other)}
-        names = _of_other_tasks(modeling_auto)
+    if group in (TASKS, ENDED):
+        known = {name for other, mapping in GROUPS.items() if mapping for _, name in classes(other)}
+        names = _of_other_tasks(modeling_auto, group == ENDED)
         return [(model_type, name) for name, model_type in names.items() if name not in known]
     names = dict(getattr(modeling_auto, GROUPS[group]))
     if group == REST:
@@ -87,12 +89,14 @@ def classes(group: str) -> list[tuple[str, str]]:
     return [(model_type, name) for name, model_type in seen.items()]
 
 
-def _of_other_tasks(modeling_auto: Any) -> dict[str, str]:
-    """The model type of each class in the mappings that no group is of."""
+def _of_other_tasks(modeling_auto: Any, ended: bool) -> dict[str, str]:
+    """The model type of each class in the mappings that no group is of, `ended` by one more layer or not."""
     found: dict[str, str] = {}
     for mapping, classes_of in vars(modeling_auto).items():
         of_a_task = mapping.startswith("MODEL_FOR") and mapping.endswith("MAPPING_NAMES")
-        if not of_a_task or mapping in GROUPS.values() or any(ending in mapping for ending in ENDINGS):
+        if not of_a_task or mapping in GROUPS.values():
+            continue
+        if any(ending in mapping for ending in ENDINGS) != ended:
             continue
         for model_type, name in classes_of.items():
             found.setdefault(name if isinstance(name, str) else name[0], model_type)
