@@ -43,6 +43,7 @@ ASKED = {
 }
 REPEATED = {torch.repeat_interleave, Tensor.repeat_interleave}
 INDEXED = {Tensor.__getitem__, Tensor.__setitem__}
+INVERTED = {Tensor.__invert__, Tensor.logical_not, Tensor.bitwise_not, torch.logical_not, torch.bitwise_not}
 SIZED = {  # how many arguments come before the sizes
     Tensor.view: 1,
     Tensor.reshape: 1,
@@ -142,6 +143,8 @@ class Branches(TorchFunctionMode):
         self._follow(func, known, args, given, made)
         if func is Tensor.expand and id(made) in self._known and args[0].shape == (*made.shape[:-1], 1):
             self._stretched[id(made)] = args[0]
+        elif func in INVERTED and id(args[0]) in self._stretched:
+            self._stretched[id(made)] = self.__torch_function__(func, types, (self._stretched[id(args[0])],))
         return made
 
     def _of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -207,8 +210,6 @@ class Branches(TorchFunctionMode):
         mask that is one column, stretched, picks whole rows."""
         mask = self._stretched.get(id(args[1]), args[1])
         whole = mask is not args[1]
-        if whole and func is not Tensor.__getitem__:
-            return None
         if whole:
             mask = self.__torch_function__(torch.select, (), (mask, -1, 0))
         value = self._known[id(mask)][1]
@@ -216,8 +217,11 @@ class Branches(TorchFunctionMode):
         if places is None:
             return None
         apart = tuple(self.__torch_function__(torch.unbind, types, (places, 1)))
-        made = self.__torch_function__(func, types, (args[0], apart, *args[2:]))
-        return (made.flatten() if whole else made,)
+        put = args[2:]
+        if whole and put and isinstance(put[0], Tensor) and put[0].numel() > 1:
+            put = (put[0].unflatten(0, (len(places), -1)),)
+        made = self.__torch_function__(func, types, (args[0], apart, *put))
+        return (made.flatten(0, 1) if whole and not put else made,)
 
     def _all_positions(self, chosen: Tensor, apart: Any) -> Any:
         """Every position of a tensor, axis by axis, whether it is chosen or not."""

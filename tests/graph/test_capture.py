@@ -319,6 +319,40 @@ def test_what_is_picked_by_a_mask_that_inputs_tell_is_picked_by_position() -> No
     torch.testing.assert_close(computed(captured, given), module(**values).double())
 
 
+class Parted(nn.Module):
+    """One layer for the rows that a mask picks and one for the others; the mask is stretched over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        spread = (ids == 4)[..., None].expand(*x.shape[:-1], 6)
+        made = torch.zeros_like(x)
+        made[spread] = self.first(x[spread].view(-1, 6)).flatten()
+        made[~spread] = self.second(x[~spread].view(-1, 6)).flatten()
+        pairs = x.unflatten(-1, (3, 2))
+        halves = spread[..., :3].logical_not()[..., :1].expand(-1, -1, 3)
+        pairs[halves] = pairs[halves] + 1
+        pairs[~halves] = x.new_full((1,), 2.0)
+        return made + pairs.flatten(-2)
+
+
+def test_the_two_parts_of_a_stretched_mask_keep_their_channels() -> None:
+    torch.manual_seed(0)
+    module = Parted()
+    values = {"x": torch.randn(2, 4, 6), "ids": torch.tensor([[1, 4, 4, 2], [1, 2, 3, 4]])}
+    traced = {k: v.to("meta") for k, v in values.items()}
+    captured = capture(Parted().to("meta"), (), traced, values=values)
+    weights = {p: module.get_parameter(name).detach() for p, name in captured.parameters.items()}
+    given = {**dict(zip(captured.inputs, values.values(), strict=True)), **weights}
+    expected = module.double()(values["x"].double(), values["ids"])
+    torch.testing.assert_close(computed(captured, given), expected)
+    anatomy = infer(captured, builtin_rules())
+    channels = {a for name in ("first", "second") for a in anatomy.parameter_axes(f"{name}.weight")}
+    assert len(channels) == 1
+
+
 class Unmasked(nn.Module):
     """Rows of which a mask, which weights and inputs tell, would leave nothing are left whole."""
 
