@@ -17,7 +17,19 @@ RIGHT: tuple[tuple[str, str, str], ...] = (
         r"an output of the model[\s\S]*are one tensor",
         "a tied weight, and no gain behind the norms (docs/algebra.md)",
     ),
+    (
+        "S330",
+        r"an output of the model[\s\S]*against it stands: the op must read x unscaled",
+        "an output that is a product of values which norms must read as they are",
+    ),
+    (
+        "S330",
+        r"must read x unscaled[\s\S]*a constant replaces some of it",
+        "a number of the class that cuts what norms must read as it is",
+    ),
     ("S306", r"aten\.fft_", "a Fourier transform over the dim"),
+    ("S302", "counted in different orders", "axes laid out in two orders: sizes decide which places meet"),
+    ("S220", r"note: at models/", "the class itself does not run in these sizes"),
     (
         "S301",
         "an input of the model is as wide",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from math import prod
+from math import gcd, prod
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,13 @@ class Store:
             elif sx == sy:
                 self._unify_factors(x, y)
                 a, b = self.resolve(a[:-1]), self.resolve(b[:-1])
+            elif max(sx, sy) % min(sx, sy) and isinstance(x, int) and isinstance(y, int):
+                common = gcd(sx, sy)
+                if common == 1:
+                    raise self._conflict("axes meet whose places are counted in different orders", a, b)
+                (high, low), (other, tail) = self._divide(x, common), self._divide(y, common)
+                self.unify(low, tail)
+                a, b = self.resolve((*a[:-1], *high)), self.resolve((*b[:-1], *other))
             elif sx > sy:
                 head, tail = self._divide(x, sy)
                 self.unify(tail, (y,))

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from surgeon.errors import ModelError, SurgeonError, fail
 from surgeon.language.report import nearest
@@ -87,20 +88,29 @@ def build_config(config: Any, changes: Mapping[str, Any]) -> Any:
         raise refusal(config, changes, error) from error
 
 
-def following_fields(config: Any, changes: Mapping[str, Any]) -> dict[str, int]:
-    """Fields that say what the class derives from others, and what it derives where those are changed: left
-    out, they come out as they are, and with `changes` otherwise."""
+def following_fields(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of sizes, or of lists of them, that say what the class derives from others, and what it derives
+    where those are changed: left out, they come out as they are, and with `changes` otherwise."""
     found = {}
-    for field, value in numeric_fields(config).items():
+    for field, value in (numeric_fields(config) | _lists(config)).items():
         if field in changes:
             continue
         try:
             before, after = (_derived(config, field, given) for given in ({}, changes))
         except ModelError:  # the class cannot do without it
             continue
-        if before == value and isinstance(after, int) and after != value:
+        if before == value and type(after) is type(value) and after != value:
             found[field] = after
     return found
+
+
+def _lists(config: Any) -> dict[str, list[Any]]:
+    """Every field that is a list of whole numbers, or of lists of them."""
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if isinstance(value, list) and value and all(type(leaf) is int for leaf in tree_leaves(value))
+    }
 
 
 def _derived(config: Any, field: str, changes: Mapping[str, Any]) -> Any:

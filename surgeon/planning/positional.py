@@ -62,7 +62,9 @@ class Positional(Products):
         cells = self.of(call.args[0])
         for dim in (cells.ndim - 2, cells.ndim - 1):
             cells = self._one_piece(cells, dim, call.node.name)
-        return np.broadcast_to(cells[..., 0], self.shape(self.axes_of(call.node.name)))
+        shape = self.shape(self.axes_of(call.node.name))
+        places = shape[-2] // cells.shape[-3]  # pieces of what a patch has of one channel
+        return np.broadcast_to(np.repeat(cells[..., 0], places, axis=-2), shape)
 
     def _fold(self, call: Call) -> Cells:
         cells, shape = self.of(call.args[0]), self.shape(self.axes_of(call.node.name))

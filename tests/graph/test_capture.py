@@ -320,7 +320,7 @@ def test_what_is_picked_by_a_mask_that_inputs_tell_is_picked_by_position() -> No
 
 
 class Parted(nn.Module):
-    """One layer for the rows that a mask picks and one for the others; the mask is stretched over channels."""
+    """One layer for the rows that a mask picks, one for the others; the mask is stretched over channels."""
 
     def __init__(self) -> None:
         super().__init__()

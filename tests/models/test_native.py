@@ -22,6 +22,7 @@ from surgeon.models.native import (
     build_config,
     build_meta,
     field_value,
+    following_fields,
     numeric_fields,
     own_name,
     reason,
@@ -329,6 +330,19 @@ def test_what_only_says_what_follows_from_other_fields_is_none_to_grow() -> None
     assert Told(hidden_size=8).width == 8
     assert field_value(Told(hidden_size=8), "width") is None
     assert field_value(Told(hidden_size=8), "hidden_size") == 8
+
+
+def test_lists_of_sizes_that_the_class_derives_follow_what_it_derives_them_of() -> None:
+    config = hf.EfficientLoFTRConfig(
+        out_features=[16, 24, 32, 64], hidden_size=64, stage_num_blocks=[1, 1, 2, 1]
+    )
+    wide = {"hidden_size": 128, "out_features": [16, 24, 32, 128]}
+    assert following_fields(config, wide) == {
+        "intermediate_size": 256,
+        "stage_block_out_channels": [[16], [24], [32, 32], [128]],
+        "fine_fusion_dims": [128, 32, 24],
+    }
+    assert not following_fields(config, {})
 
 
 def test_a_refusal_of_our_own_says_what_was_refused() -> None:
