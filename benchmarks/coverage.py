@@ -219,7 +219,7 @@ def examine(group: str, model_type: str, name: str, ways: tuple[str, ...]) -> di
             row["tied"] = make(model_type, name, folder)
         except Exception as error:
             return row | {"unbuilt": f"{type(error).__name__}: {error}"[:300]}
-        inputs = given(model_type, transformers.AutoConfig.from_pretrained(folder))
+        inputs = given(model_type, name, transformers.AutoConfig.from_pretrained(folder))
         row["given"] = sorted(inputs or {})
         start = time.perf_counter()
         try:

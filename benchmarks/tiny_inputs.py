@@ -1,7 +1,7 @@
 """Inputs of one's own for classes whose inputs surgeon does not make up: what a user gives with `--inputs`.
 
-By model type: a function of the config that gives the tensors of one batch, by the names of the class's
-forward pass. BATCH examples; sizes as the type's documentation has them.
+By model type, or by class where others of its type need none: a function of the config that gives the tensors
+of one batch, by the names of the class's forward pass. BATCH examples; sizes as the documentation has them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ BATCH, STEPS = 3, 6
 Inputs = dict[str, Tensor]
 
 
-def given(model_type: str, config: Any) -> Inputs | None:
-    """The inputs for a model of a type; None where surgeon makes them up."""
-    make = GIVEN.get(model_type)
+def given(model_type: str, name: str, config: Any) -> Inputs | None:
+    """The inputs for a class of a model type; None where surgeon makes them up."""
+    make = GIVEN.get(name) or GIVEN.get(model_type)
     if make is None:
         return None
     torch.manual_seed(3)
@@ -303,7 +303,73 @@ def voiced(config: Any) -> Inputs:
     }
 
 
+def asked_of_a_picture(config: Any) -> Inputs:
+    """A question, a picture, and what the answer begins with."""
+    vocabulary, side = config.text_config.vocab_size, config.vision_config.image_size
+    question, answer = (torch.randint(5, vocabulary, (BATCH, length)) for length in (7, 4))
+    return {
+        "input_ids": question,
+        "attention_mask": torch.ones_like(question),
+        "pixel_values": torch.randn(BATCH, 3, side, side),
+        "decoder_input_ids": answer,
+    }
+
+
+def described(config: Any) -> Inputs:
+    """What music to make, and how it begins: the codes of one piece of music are rows, one for each book."""
+    begun = (BATCH * config.decoder.num_codebooks, 5)
+    words = torch.randint(5, config.text_encoder.vocab_size, (BATCH, STEPS))
+    return {
+        "input_ids": words,
+        "attention_mask": torch.ones_like(words),
+        "decoder_input_ids": torch.randint(config.decoder.vocab_size, begun),
+    }
+
+
+def tiled(config: Any) -> Inputs:
+    """One picture for each example, of as many tiles as there may be, and of which shape."""
+    tiles, side = config.max_num_tiles, config.image_size
+    return {
+        "pixel_values": torch.randn(BATCH, 1, tiles, config.num_channels, side, side),
+        "aspect_ratio_ids": torch.tensor([[1], [2], [1]]),
+        "aspect_ratio_mask": torch.ones(BATCH, 1, tiles, dtype=torch.long),
+    }
+
+
+def decided(config: Any) -> Inputs:
+    """One prompt, where its two questions end, of which kind they are, and how many answers each has."""
+    return {
+        "input_ids": torch.randint(5, config.text_config.vocab_size, (1, 9)),
+        "marks": torch.tensor([[4, 8]]),
+        "num_options": torch.tensor([[2, 3]]),
+        "question_type_ids": torch.tensor([[0, 1]]),
+    }
+
+
+def coded_picture(config: Any) -> Inputs:
+    """Words, some of them masked; a picture, which of its patches are masked, and the same for its codes."""
+    words, side = (
+        torch.randint(5, config.text_config.vocab_size, (BATCH, STEPS)),
+        config.image_config.image_size,
+    )
+    patches = side // config.image_config.patch_size
+    return {
+        "input_ids": words,
+        "input_ids_masked": words,
+        "attention_mask": torch.ones_like(words),
+        "pixel_values": torch.randn(BATCH, 3, side, side),
+        "codebook_pixel_values": torch.rand(BATCH, 3, 8 * patches, 8 * patches),
+        "bool_masked_pos": torch.arange(BATCH * patches**2).reshape(BATCH, patches, patches) % 3 == 0,
+    }
+
+
 GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
+    "BlipForQuestionAnswering": asked_of_a_picture,
+    "FlavaForPreTraining": coded_picture,
+    "MusicgenForConditionalGeneration": described,
+    "MusicgenMelodyForConditionalGeneration": described,
+    "MllamaVisionModel": tiled,
+    "JevForDecision": decided,
     "patchtst": series,
     "patchtsmixer": series,
     "timesfm": forecast,
@@ -319,6 +385,7 @@ GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
     "lxmert": seen_and_read,
     "seggpt": prompted,
     "lightglue": matched,
+    "superglue": matched,
     "efficientloftr": matched,
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), shared),
     "clvp": spoken,

@@ -11,7 +11,7 @@ from surgeon.checkpoints.moves import MovedTensor
 from surgeon.checkpoints.reading import Checkpoint, resolve_names
 from surgeon.checkpoints.tensors import Held, InFiles
 from surgeon.errors import CheckpointError, fail
-from surgeon.models.layout import Bundle, Layout, read_layout
+from surgeon.models.layout import Bundle, Layout, disk_names, read_layout
 from surgeon.models.ties import are_alike
 
 
@@ -109,6 +109,13 @@ def open_stored(module: nn.Module, aliases: Mapping[str, str], checkpoint: Check
         tied = ((layout.names[n], to) for n, to in aliases.items() if n in layout.names and to in names)
         twins = {disk: name for disk, name in tied if disk not in names.values()}
     return StoredModel(checkpoint, layout, names, persistent, twins)
+
+
+def few_numbers(module: nn.Module, checkpoint: Checkpoint, most: int) -> dict[str, Tensor]:
+    """The buffers that a checkpoint holds, those of at most so many numbers: they may tell a path."""
+    on_disk = disk_names(module, checkpoint.entries)
+    small = {n: b for n, b in module.named_buffers() if n in on_disk and b.numel() <= most}
+    return {name: checkpoint.read(on_disk[name]).to(buffer.dtype) for name, buffer in small.items()}
 
 
 def _preferred(module: nn.Module, aliases: Mapping[str, str], on_disk: Mapping[str, str]) -> dict[str, str]:

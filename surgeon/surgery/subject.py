@@ -31,12 +31,13 @@ from surgeon.models.native import (
     refusal,
 )
 from surgeon.models.source import Source, TransformersSource
+from surgeon.models.stored import few_numbers
 from surgeon.models.supply import Supply
 from surgeon.models.ties import apart_in, untie
 from surgeon.planning.growth import Size, config_request, file_fields, unknown_parameter
 from surgeon.planning.native import companions, compare
 from surgeon.planning.plan import Plan, plan_growth
-from surgeon.surgery.tracing import capture_class, capture_module, first_captured, taken_for_granted
+from surgeon.surgery.tracing import TELLING, capture_class, capture_module, first_captured, taken_for_granted
 
 KEPT_INPUTS = "its inputs are your own and keep their sizes: what is as wide as one of them cannot grow"
 Stage = Callable[[str], None]
@@ -52,7 +53,8 @@ class Subject:
 
     `module` is on meta for a transformers model; `buffers` holds the real values of its buffers. `supply`
     is what it is traced and proved on; `unseen` says what else it reads beside words (pictures, sounds), and
-    why it is not given that. `apart` are the parameters that the class ties and the checkpoint does not.
+    why it is not given that. `apart` are the parameters that the class ties and the checkpoint does not;
+    `stored` are the buffers of few numbers that the checkpoint holds.
     """
 
     source: Source
@@ -63,6 +65,7 @@ class Subject:
     supply: Supply = field(default=Supply(), repr=False)
     unseen: str = ""
     apart: frozenset[str] = frozenset()
+    stored: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,14 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
     rules = (*builtin_rules(), *(program.rules if program else ()))
     known = frozenset(name for rule in rules for name in rule.names)
     stage("tracing the model")
-    supply, unseen, apart = Supply(), "", frozenset[str]()
+    supply, unseen, apart, stored = Supply(), "", frozenset[str](), dict[str, Tensor]()
     if isinstance(source, TransformersSource):
         module, buffers = build_meta(source.config, source.model_class)
         if source.folder is not None and holds_weights(source.folder):
-            apart = apart_in(module, open_checkpoint(source.folder))
+            checkpoint = open_checkpoint(source.folder)
+            apart, stored = apart_in(module, checkpoint), few_numbers(module, checkpoint, TELLING)
             untie(module, apart)
-        captured, supply, unseen = first_captured(module, known, source.inputs, buffers)
+        captured, supply, unseen = first_captured(module, known, source.inputs, {**buffers, **stored})
     else:
         module = source.module
         buffers = {name: b.detach() for name, b in module.named_buffers()}
@@ -97,7 +101,8 @@ def examine(source: Source, program: Program | None = None, stage: Stage = quiet
     stage("inferring dims")
     # The class is built anew, so what it makes of numbers is made anew; a plain module's graph stays.
     closed = closed_nodes(captured) if isinstance(source, TransformersSource) else frozenset()
-    return Subject(source, module, infer(captured, rules, closed), buffers, known, supply, unseen, apart)
+    anatomy = infer(captured, rules, closed)
+    return Subject(source, module, anatomy, buffers, known, supply, unseen, apart, stored)
 
 
 def proved_for(subject: Subject) -> tuple[str, ...]:
@@ -169,8 +174,9 @@ def _grown_class(
     config = build_config(source.config, changes)
     module, buffers = build_meta(config, source.model_class, changes, apart=subject.apart)
     led = subject.anatomy.captured.led
+    same = {name: b for name, b in subject.stored.items() if b.shape == buffers[name].shape}
     try:
-        graph = capture_class(module, subject.module, subject.known, subject.supply, buffers, led)
+        graph = capture_class(module, subject.module, subject.known, subject.supply, {**buffers, **same}, led)
     except ModelError as error:
         notes = error.diagnostics[0].notes + ((KEPT_INPUTS,) if subject.supply.given is not None else ())
         raise refusal(config, changes, error.__cause__ or error, notes) from error

@@ -20,6 +20,7 @@ from surgeon.models.supply import Supply, alone, in_choices
 from surgeon.verification.traced import Called
 
 FEW = 3  # things named before a list is cut short
+TELLING = 64  # numbers of a buffer that may tell a path; what is longer is a table
 LONG = 120  # characters, of what the model finds
 OWN_INPUTS = "its inputs were made up: --inputs FILE gives your own, a safetensors file with tensors by name"
 GIVEN_INPUTS = "its inputs are your own: are their dtypes, shapes and numbers what its forward pass takes?"
@@ -108,7 +109,7 @@ def capture_class(
     """The graph of a transformers class, on the inputs of the source; `led`, as they lead. The class itself
     goes on to check its inputs; its checks speak of sizes that grow."""
     values, inputs = supply.batch(source), supply.example(source)
-    numbers = {k: b for k, b in (buffers or {}).items() if b.ndim == 0 and not b.is_floating_point()}
+    numbers = {k: b for k, b in (buffers or {}).items() if b.numel() <= TELLING}
     return capture(
         module,
         (),
