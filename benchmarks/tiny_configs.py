@@ -323,7 +323,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "num_feature_levels": 2,
         "group_detr": 2,
     },
-    **dict.fromkeys(("eomt", "eomt_dinov3"), {"num_blocks": 1}),
+    **{key: {"num_blocks": 1} for key in ("eomt", "eomt_dinov3")},
     "lw_detr_vit": {"num_windows": 4, "num_windows_side": 2, "window_block_indices": [0], **LAST_STAGE},
     "sapiens2": {
         "head_config": {"upsample_out_channels": [24, 20], "conv_out_channels": [12]},
@@ -346,14 +346,15 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "llava_onevision": PIECES,
     "dinat": {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "dilations": [[1], [1, 2]]}
     | {"image_size": 32, "kernel_size": 3, **LAST_STAGE},
-    **dict.fromkeys(
-        ("convnext", "convnextv2"),
-        {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4}
-        | {"stage_names": ["stem", "stage1", "stage2"], **LAST_STAGE},
-    ),
+    **{
+        key: {"hidden_sizes": [16, 24], "depths": [1, 2], "num_stages": 2, "patch_size": 4}
+        | {"stage_names": ["stem", "stage1", "stage2"], **LAST_STAGE}
+        for key in ("convnext", "convnextv2")
+    },
     "cvt": {"embed_dim": [16, 24, 32], "depth": [1, 2, 3], "num_heads": [1, 3, 4], "image_size": 64},
     "donut-swin": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48} | SWIN,
-    "swin": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48} | SWIN | LAST_STAGE,
+    "swin": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48}
+    | {"stage_names": ["stem", "stage1", "stage2"], **SWIN, **LAST_STAGE},
     "swinv2": {"embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "hidden_size": 48}
     | {"pretrained_window_sizes": [0, 0], **SWIN, **LAST_STAGE},
     "efficientnet": {

@@ -363,7 +363,48 @@ def coded_picture(config: Any) -> Inputs:
     }
 
 
+def masked_units(config: Any) -> Inputs:
+    """A picture, and what decides which of its units are left out."""
+    height, width = config.image_size
+    units = [
+        side // (stride * unit)
+        for side, stride, unit in zip(
+            (height, width), config.patch_stride, config.masked_unit_size, strict=True
+        )
+    ]
+    return {
+        "pixel_values": torch.randn(BATCH, 3, height, width),
+        "noise": torch.rand(BATCH, units[0] * units[1]),
+    }
+
+
+def masked_film(config: Any) -> Inputs:
+    """A film, and which of its tubes are masked: in each as many."""
+    frames, side = config.num_frames, config.image_size
+    tubes = frames // config.tubelet_size * (side // config.patch_size) ** 2
+    return {
+        "pixel_values": torch.randn(BATCH, frames, config.num_channels, side, side),
+        "bool_masked_pos": (torch.arange(tubes) % 2 == 0).repeat(BATCH, 1),
+    }
+
+
+def read_aloud(config: Any) -> Inputs:
+    """Words, a spectrogram of how they begin, and whose voice it is."""
+    spoken = torch.randn(BATCH, 8, config.num_mel_bins)
+    voice = torch.randn(BATCH, config.speaker_embedding_dim)
+    return {**words(config), "decoder_input_values": spoken, "speaker_embeddings": voice}
+
+
+def asked_within(config: Any) -> Inputs:
+    """Words, and where the questions about them stand."""
+    return {**words(config), "question_positions": torch.tensor([[1, 4], [2, 5], [1, 3]])}
+
+
 GIVEN: Mapping[str, Callable[[Any], Inputs]] = {
+    "HieraForPreTraining": masked_units,
+    "VideoMAEForPreTraining": masked_film,
+    "SpeechT5ForTextToSpeech": read_aloud,
+    "SplinterForPreTraining": asked_within,
     "BlipForQuestionAnswering": asked_of_a_picture,
     "FlavaForPreTraining": coded_picture,
     "MusicgenForConditionalGeneration": described,

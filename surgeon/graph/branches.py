@@ -43,6 +43,7 @@ ASKED = {
 }
 REPEATED = {torch.repeat_interleave, Tensor.repeat_interleave}
 INDEXED = {Tensor.__getitem__, Tensor.__setitem__}
+STRETCHED = {Tensor.expand, Tensor.repeat, Tensor.tile}
 INVERTED = {Tensor.__invert__, Tensor.logical_not, Tensor.bitwise_not, torch.logical_not, torch.bitwise_not}
 SIZED = {  # how many arguments come before the sizes
     Tensor.view: 1,
@@ -123,9 +124,7 @@ class Branches(TorchFunctionMode):
             if table is not None:
                 return table
         if _picked_by_mask(func, args) and id(args[1]) in self._known:
-            picked = self._picked(func, types, args)
-            if picked is not None:
-                return picked[0]
+            return self._picked(func, types, args)
         if func in POSITIONS and len(args) == 1:
             apart = func is torch.where or given.get("as_tuple")
             places = self._as_numbers(torch.nonzero, ((known[0][0],), {}), args, {}) if known else None
@@ -141,11 +140,19 @@ class Branches(TorchFunctionMode):
             args, given = self._where_true(args, given)
         made = func(*args, **given)
         self._follow(func, known, args, given, made)
-        if func is Tensor.expand and id(made) in self._known and args[0].shape == (*made.shape[:-1], 1):
-            self._stretched[id(made)] = args[0]
-        elif func in INVERTED and id(args[0]) in self._stretched:
-            self._stretched[id(made)] = self.__torch_function__(func, types, (self._stretched[id(args[0])],))
+        if id(made) in self._known and (column := self._column(func, args, made)) is not None:
+            self._stretched[id(made)] = column
         return made
+
+    def _column(self, func: Any, args: tuple[Any, ...], made: Tensor) -> Tensor | None:
+        """The one column that a mask is a stretch of, along its last axis."""
+        mask = args[0]
+        if func in STRETCHED and mask.ndim == made.ndim and mask.shape[-1] == 1 < made.shape[-1]:
+            *sizes, _ = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
+            return self.__torch_function__(func, (), (mask, *sizes, 1))
+        if func in INVERTED and id(mask) in self._stretched:
+            return self.__torch_function__(func, (), (self._stretched[id(mask)],))
+        return None
 
     def _of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """The arguments with every tensor's value; None where one is not known."""
@@ -205,9 +212,19 @@ class Branches(TorchFunctionMode):
             self._known[id(table)] = table, made
         return table
 
-    def _picked(self, func: Any, types: Any, args: tuple[Any, ...]) -> tuple[Any] | None:
-        """What is picked, or put, where a mask is true, by its positions; None where they are too many. A
-        mask that is one column, stretched, picks whole rows."""
+    def _as_many(self, mask: Tensor, value: Tensor) -> Tensor:
+        """Where a mask is true, more often than could be put down: as often as the inputs say."""
+        with _disable_current_modes():
+            made = value.nonzero()
+        if id(mask) in self._given:
+            torch._assert_async(mask.sum() == len(made), f"{len(made)} of them at {_where()}")
+        places = torch.nonzero_static(mask, size=len(made))
+        self._known[id(places)] = places, made
+        return places
+
+    def _picked(self, func: Any, types: Any, args: tuple[Any, ...]) -> Any:
+        """What is picked, or put, where a mask is true, by its positions. A mask that is one column,
+        stretched, picks whole rows."""
         mask = self._stretched.get(id(args[1]), args[1])
         whole = mask is not args[1]
         if whole:
@@ -215,13 +232,13 @@ class Branches(TorchFunctionMode):
         value = self._known[id(mask)][1]
         places = self._as_numbers(torch.nonzero, ((value,), {}), (mask,), {})
         if places is None:
-            return None
+            places = self._as_many(mask, value)
         apart = tuple(self.__torch_function__(torch.unbind, types, (places, 1)))
         put = args[2:]
         if whole and put and isinstance(put[0], Tensor) and put[0].numel() > 1:
             put = (put[0].unflatten(0, (len(places), -1)),)
         made = self.__torch_function__(func, types, (args[0], apart, *put))
-        return (made.flatten(0, 1) if whole and not put else made,)
+        return made.flatten(0, 1) if whole and not put else made
 
     def _all_positions(self, chosen: Tensor, apart: Any) -> Any:
         """Every position of a tensor, axis by axis, whether it is chosen or not."""

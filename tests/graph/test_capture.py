@@ -353,6 +353,25 @@ def test_the_two_parts_of_a_stretched_mask_keep_their_channels() -> None:
     assert len(channels) == 1
 
 
+def test_of_many_rows_that_a_mask_picks_only_how_many_there_are_is_taken_for_granted() -> None:
+    class Kept(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            whole = mask[..., None].repeat(1, 1, x.shape[-1])
+            return x[mask].reshape(len(x), -1, x.shape[-1]) + x[whole].view(len(x), -1, x.shape[-1])
+
+    x = torch.randn(2, 90, 3, generator=torch.Generator().manual_seed(0))
+    values = {"x": x, "mask": (torch.arange(90) % 2 == 0).repeat(2, 1)}
+    module = Kept()
+    captured = capture(module, (), {k: v.to("meta") for k, v in values.items()}, values=values)
+    assert captured.shapes[captured.results[0].name] == ((2, 45, 3),)
+    for mask in (values["mask"], values["mask"].flip(1)):
+        given = dict(zip(captured.inputs, (x, mask), strict=True))
+        torch.testing.assert_close(computed(captured, given), module(x, mask).double())
+    with pytest.raises(ModelError, match="90 of them at tests/graph/test_capture.py") as caught:
+        computed(captured, {**given, "mask": torch.ones(2, 90, dtype=torch.bool)})
+    assert caught.value.code == "S212"
+
+
 class Unmasked(nn.Module):
     """Rows of which a mask, which weights and inputs tell, would leave nothing are left whole."""
 
