@@ -367,7 +367,7 @@ def test_of_many_rows_that_a_mask_picks_only_how_many_there_are_is_taken_for_gra
     for mask in (values["mask"], values["mask"].flip(1)):
         given = dict(zip(captured.inputs, (x, mask), strict=True))
         torch.testing.assert_close(computed(captured, given), module(x, mask).double())
-    with pytest.raises(ModelError, match="90 of them at tests/graph/test_capture.py") as caught:
+    with pytest.raises(ModelError, match=r"90 of them at tests/graph/test_capture\.py") as caught:
         computed(captured, {**given, "mask": torch.ones(2, 90, dtype=torch.bool)})
     assert caught.value.code == "S212"
 
