@@ -288,13 +288,14 @@ class Branches(TorchFunctionMode):
     ) -> None:
         name = getattr(func, "__name__", "")
         changes = name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__"))
+        changed = next(iter((*args, *kwargs.values())), None)
         if known is None:
-            if changes and args:
-                self._forget(args[0])
+            if changes:
+                self._forget(changed)
             return
         results = [leaf for leaf in tree_flatten(made)[0] if isinstance(leaf, Tensor)]
         if RANDOM.search(name) and changes:
-            self._forget(args[0])
+            self._forget(changed)
         if RANDOM.search(name) or not (results or changes):
             return
         if any(not _small(leaf, least=0) for leaf in results):
@@ -309,8 +310,8 @@ class Branches(TorchFunctionMode):
             self._known[id(traced)] = traced, value
             if given:
                 self._given.add(id(traced))
-        if given and changes and isinstance(args[0], Tensor):
-            self._given.add(id(args[0]))
+        if given and changes and isinstance(changed, Tensor):
+            self._given.add(id(changed))
 
     def _forget(self, changed: Any) -> None:
         """A value that something unknown was written into, and all that share its memory."""

@@ -372,6 +372,22 @@ def test_of_many_rows_that_a_mask_picks_only_how_many_there_are_is_taken_for_gra
     assert caught.value.code == "S212"
 
 
+def test_what_is_drawn_into_by_a_function_that_names_it_is_not_known_any_more() -> None:
+    """As torch's own layers do, where a model makes one while it runs."""
+
+    class Making(nn.Module):
+        def forward(self, x: Tensor, count: Tensor) -> Tensor:
+            nn.init.kaiming_uniform_(tensor=torch.empty(3, 3, device=x.device))
+            for _ in range(int(count.sum())):
+                x = x * 2
+            return x
+
+    values = {"x": torch.ones(2, 3), "count": torch.tensor([1, 2])}
+    captured = capture(Making(), (), {k: v.to("meta") for k, v in values.items()}, values=values)
+    given = dict(zip(captured.inputs, values.values(), strict=True))
+    torch.testing.assert_close(computed(captured, given), 8 * values["x"].double())
+
+
 class Unmasked(nn.Module):
     """Rows of which a mask, which weights and inputs tell, would leave nothing are left whole."""
 
