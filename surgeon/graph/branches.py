@@ -146,13 +146,16 @@ class Branches(TorchFunctionMode):
 
     def _column(self, func: Any, args: tuple[Any, ...], made: Tensor) -> Tensor | None:
         """The one column that a mask is a stretch of, along its last axis."""
+        if func not in STRETCHED | INVERTED:
+            return None
         mask = args[0]
-        if func in STRETCHED and mask.ndim == made.ndim and mask.shape[-1] == 1 < made.shape[-1]:
-            *sizes, _ = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
-            return self.__torch_function__(func, (), (mask, *sizes, 1))
-        if func in INVERTED and id(mask) in self._stretched:
-            return self.__torch_function__(func, (), (self._stretched[id(mask)],))
-        return None
+        if func in INVERTED:
+            column = self._stretched.get(id(mask))
+            return None if column is None else self.__torch_function__(func, (), (column,))
+        if mask.ndim != made.ndim or not mask.shape[-1] == 1 < made.shape[-1]:
+            return None
+        *sizes, _ = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
+        return self.__torch_function__(func, (), (mask, *sizes, 1))
 
     def _of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """The arguments with every tensor's value; None where one is not known."""
