@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from coverage import TOGETHER, attempt, make
+from safetensors.torch import load_file, save_file
 from versions import CLASSES_OF_5_24, TRACER_OF_2_13
 
 import surgeon
@@ -110,6 +111,25 @@ def test_a_field_that_follows_from_others_follows_them(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="computes other values for its buffer") as caught:
         surgeon.plan(recipe, tmp_path / "source")
     assert caught.value.code == "S323"
+
+
+def test_the_path_that_a_saved_buffer_tells_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    """Whether masks are made of what is seen so far, layer by layer: the class begins with that, and a
+    trained model does without."""
+    source, recipe = tmp_path / "source", tmp_path / "wide.surgery"
+    make("", "EomtForUniversalSegmentation", source)
+    recipe.write_text(
+        "recipe wide() {\n    grow hidden, heads by 2\n    spread linear with uneven(1, 2)\n}\n"
+    )
+    begun = surgeon.dims(source)
+    weights = load_file(source / "model.safetensors")
+    assert weights["attn_mask_probs"].eq(1).all()
+    save_file({**weights, "attn_mask_probs": torch.zeros(1)}, source / "model.safetensors", {"format": "pt"})
+    result = surgeon.apply(recipe, source, tmp_path / "grown", device="cpu")
+    assert result.report.preserved
+    (note,) = (n for n in result.plan.notes if n.startswith("proved for inputs on which the model finds"))
+    assert "models/eomt/modeling_eomt.py" in note
+    assert len(surgeon.dims(source).captured.nodes) < len(begun.captured.nodes)
 
 
 @CLASSES_OF_5_24
