@@ -72,6 +72,8 @@ def classes(group: str) -> list[tuple[str, str]]:
     if group in (TASKS, ENDED):
         known = {name for other, mapping in GROUPS.items() if mapping for _, name in classes(other)}
         names = _of_other_tasks(modeling_auto, group == ENDED)
+        if group == ENDED:
+            known |= _of_other_tasks(modeling_auto, False).keys()
         return [(model_type, name) for name, model_type in names.items() if name not in known]
     names = dict(getattr(modeling_auto, GROUPS[group]))
     if group == REST:

@@ -29,7 +29,16 @@ RIGHT: tuple[tuple[str, str, str], ...] = (
     ),
     ("S306", r"aten\.fft_", "a Fourier transform over the dim"),
     ("S302", "counted in different orders", "axes laid out in two orders: sizes decide which places meet"),
-    ("S220", r"note: at models/", "the class itself does not run in these sizes"),
+    (
+        "S220",
+        r"at models/.*: emb\[:, :, :, 0::2\] = i_indices \* inv_freq",
+        "positions that the class makes for one number of heads alone",
+    ),
+    (
+        "S210",
+        "what it computes tells a size or a path",
+        "how many rows there are, or when it ends, is told by the weights",
+    ),
     (
         "S301",
         "an input of the model is as wide",

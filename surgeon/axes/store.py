@@ -177,13 +177,8 @@ class Store:
             elif sx == sy:
                 self._unify_factors(x, y)
                 a, b = self.resolve(a[:-1]), self.resolve(b[:-1])
-            elif max(sx, sy) % min(sx, sy) and isinstance(x, int) and isinstance(y, int):
-                common = gcd(sx, sy)
-                if common == 1:
-                    raise self._conflict("axes meet whose places are counted in different orders", a, b)
-                (high, low), (other, tail) = self._divide(x, common), self._divide(y, common)
-                self.unify(low, tail)
-                a, b = self.resolve((*a[:-1], *high)), self.resolve((*b[:-1], *other))
+            elif gcd(sx, sy) == 1 and isinstance(x, int) and isinstance(y, int):
+                raise self._conflict("axes meet whose places are counted in different orders", a, b)
             elif sx > sy:
                 head, tail = self._divide(x, sy)
                 self.unify(tail, (y,))

@@ -1,7 +1,7 @@
 """Branches on the values of inputs, while a model is traced without data.
 
 ``if mask.any():`` asks a tensor for a number that a dataless trace does not have. Where the tensor is
-computed from inputs and numbers alone, no weight among them (a whole number in a buffer is none), it is
+computed from inputs and numbers alone, no weight among them (a few numbers in a buffer are none), it is
 computed beside the trace on the inputs that the proof will run on; the trace takes that path, and an
 assertion in the graph says so.
 
@@ -15,54 +15,34 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+from surgeon.graph.asking import (
+    ADDED,
+    ASKED,
+    CHANGING,
+    INDEXED,
+    INVERTED,
+    POSITIONS,
+    RANDOM,
+    SIZED,
+    STRETCHED,
+    picked_by_mask,
+    sized_by_values,
+    tensors_in,
+)
 from surgeon.graph.places import is_machinery, short
 from surgeon.graph.reading import of_numbers
 
 MAX_ELEMENTS = 1 << 22  # of a value that is kept beside the trace
-
-ASKED = {
-    Tensor.item,
-    Tensor.__bool__,
-    Tensor.__int__,
-    Tensor.__float__,
-    Tensor.__index__,
-    Tensor.__format__,
-    Tensor.tolist,
-}
-REPEATED = {torch.repeat_interleave, Tensor.repeat_interleave}
-INDEXED = {Tensor.__getitem__, Tensor.__setitem__}
-STRETCHED = {Tensor.expand, Tensor.repeat, Tensor.tile}
-INVERTED = {Tensor.__invert__, Tensor.logical_not, Tensor.bitwise_not, torch.logical_not, torch.bitwise_not}
-SIZED = {  # how many arguments come before the sizes
-    Tensor.view: 1,
-    Tensor.reshape: 1,
-    Tensor.expand: 1,
-    Tensor.repeat: 1,
-    Tensor.narrow: 1,
-    Tensor.split: 1,
-    torch.split: 1,
-    torch.arange: 0,
-    torch.zeros: 0,
-    torch.ones: 0,
-    interpolate: 1,
-    pad: 1,
-}
-DISTINCT = {torch.unique_consecutive, Tensor.unique_consecutive, torch.unique, Tensor.unique}
-POSITIONS = {torch.nonzero, Tensor.nonzero, torch.where}
-ADDED = {torch.index_add, Tensor.index_add, Tensor.index_add_}
-RANDOM = re.compile(r"rand|normal|bernoulli|multinomial|uniform|exponential|empty_|dropout")
 
 
 class Branches(TorchFunctionMode):
@@ -119,11 +99,13 @@ class Branches(TorchFunctionMode):
         known = self._of(args, given)
         if func in ASKED and known is not None:
             return self._answer(func, args, known[0])
-        if known is not None and _sized_by_values(func, args, given):
+        if known is not None and sized_by_values(func, args, given):
             table = self._as_numbers(func, known, args, given)
             if table is not None:
                 return table
-        if _picked_by_mask(func, args) and id(args[1]) in self._known:
+        if picked_by_mask(func, args) and id(args[1]) in self._known:
+            if (filled := self._filled(*args)) is not None:
+                return self.__torch_function__(Tensor.masked_fill_, types, filled)
             return self._picked(func, types, args)
         if func in POSITIONS and len(args) == 1:
             apart = func is torch.where or given.get("as_tuple")
@@ -146,16 +128,15 @@ class Branches(TorchFunctionMode):
 
     def _column(self, func: Any, args: tuple[Any, ...], made: Tensor) -> Tensor | None:
         """The one column that a mask is a stretch of, along its last axis."""
-        if func not in STRETCHED | INVERTED:
-            return None
-        mask = args[0]
         if func in INVERTED:
-            column = self._stretched.get(id(mask))
+            column = self._stretched.get(id(args[0]))
             return None if column is None else self.__torch_function__(func, (), (column,))
-        if mask.ndim != made.ndim or not mask.shape[-1] == 1 < made.shape[-1]:
+        if func not in STRETCHED or len(args) < 2 or not 1 < args[0].ndim == made.ndim:
+            return None
+        if not args[0].shape[-1] == 1 < made.shape[-1]:
             return None
         *sizes, _ = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
-        return self.__torch_function__(func, (), (mask, *sizes, 1))
+        return self.__torch_function__(func, (), (args[0], *sizes, 1))
 
     def _of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """The arguments with every tensor's value; None where one is not known."""
@@ -199,7 +180,7 @@ class Branches(TorchFunctionMode):
         self, func: Any, known: tuple[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor | None:
         """What has as many rows as the inputs say is put down as its numbers, which the inputs must give."""
-        tensors, values = _tensors_in(args, kwargs), _tensors_in(*known)
+        tensors, values = tensors_in(args, kwargs), tensors_in(*known)
         with _disable_current_modes():
             made = func(*known[0], **known[1])
         table = of_numbers(made.tolist(), made.dtype, tensors[0].device)
@@ -219,11 +200,25 @@ class Branches(TorchFunctionMode):
         """Where a mask is true, more often than could be put down: as often as the inputs say."""
         with _disable_current_modes():
             made = value.nonzero()
-        if id(mask) in self._given:
-            torch._assert_async(mask.sum() == len(made), f"{len(made)} of them at {_where()}")
         places = torch.nonzero_static(mask, size=len(made))
         self._known[id(places)] = places, made
+        if id(mask) in self._given:
+            torch._assert_async(mask.sum() == len(made), f"{len(made)} of them at {_where()}")
+            self._given.add(id(places))
         return places
+
+    def _filled(self, written: Tensor, mask: Tensor, value: Any = None) -> tuple[Any, ...] | None:
+        """What is filled, a mask as wide, and the one number that is written where it is true, however often.
+        None where something is read, or more numbers than one are written."""
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = self.__torch_function__(Tensor.reshape, (), (value, ()))
+            value = self.__torch_function__(Tensor.to, (), (value, written.dtype))
+        elif not isinstance(value, (bool, int, float)):
+            return None
+        elif not written.is_floating_point():
+            value = (bool if written.dtype == torch.bool else int)(value)
+        shape = (*mask.shape, *(1,) * (written.ndim - mask.ndim))
+        return written, self.__torch_function__(Tensor.reshape, (), (mask, shape)), value
 
     def _picked(self, func: Any, types: Any, args: tuple[Any, ...]) -> Any:
         """What is picked, or put, where a mask is true, by its positions. A mask that is one column,
@@ -237,9 +232,9 @@ class Branches(TorchFunctionMode):
         if places is None:
             places = self._as_many(mask, value)
         apart = tuple(self.__torch_function__(torch.unbind, types, (places, 1)))
-        put = args[2:]
-        if whole and put and isinstance(put[0], Tensor) and put[0].numel() > 1:
-            put = (put[0].unflatten(0, (len(places), -1)),)
+        put, inner = args[2:], args[0].ndim - args[1].ndim
+        if whole and put and put[0].ndim > inner and len(put[0]) != 1:
+            put = (put[0].unflatten(0, (len(places), args[1].shape[-1])),)
         made = self.__torch_function__(func, types, (args[0], apart, *put))
         return made.flatten(0, 1) if whole and not put else made
 
@@ -290,7 +285,7 @@ class Branches(TorchFunctionMode):
         made: Any,
     ) -> None:
         name = getattr(func, "__name__", "")
-        changes = name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__"))
+        changes = CHANGING.fullmatch(name)
         changed = next(iter((*args, *kwargs.values())), None)
         if known is None:
             if changes:
@@ -307,6 +302,8 @@ class Branches(TorchFunctionMode):
             found = func(*known[0], **known[1])
             if func is torch.empty:  # a table that will be written: what is not, no model can mean
                 found.zero_()
+        for key in self._sharing(changed) if changes else ():
+            self._stretched.pop(key, None)
         values = [leaf for leaf in tree_flatten(found)[0] if isinstance(leaf, Tensor)]
         given = any(id(leaf) in self._given for leaf in tree_flatten((args, kwargs))[0])
         for traced, value in zip(results, values, strict=True):
@@ -318,12 +315,16 @@ class Branches(TorchFunctionMode):
 
     def _forget(self, changed: Any) -> None:
         """A value that something unknown was written into, and all that share its memory."""
+        for key in self._sharing(changed):
+            del self._known[key]
+            self._stretched.pop(key, None)
+
+    def _sharing(self, changed: Any) -> list[int]:
+        """The known values that share the memory of one."""
         if id(changed) not in self._known:
-            return
+            return []
         memory = self._known[id(changed)][1].untyped_storage().data_ptr()
-        for key, (_, value) in list(self._known.items()):
-            if value.untyped_storage().data_ptr() == memory:
-                del self._known[key]
+        return [key for key, (_, v) in self._known.items() if v.untyped_storage().data_ptr() == memory]
 
 
 def _casts_in_place() -> contextlib.AbstractContextManager[Any]:
@@ -336,10 +337,6 @@ def _casts_in_place() -> contextlib.AbstractContextManager[Any]:
         return self if wanted == {p.dtype for p in self.parameters()} else cast(self, *args, **kwargs)
 
     return patch.object(nn.Module, "to", to)
-
-
-def _tensors_in(*trees: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(trees)[0] if isinstance(leaf, Tensor)]
 
 
 def _put_down(value: Tensor, device: torch.device) -> tuple[list[Any], Tensor | None]:
@@ -355,23 +352,6 @@ def _put_down(value: Tensor, device: torch.device) -> tuple[list[Any], Tensor | 
             none = torch.zeros(value.numel(), dtype=torch.bool, device=device)
             asked = none.index_put((true,), torch.ones_like(true, dtype=torch.bool)).reshape(value.shape)
     return found, asked
-
-
-def _sized_by_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether values say how many rows come out: counts, or repetitions."""
-    if func in (torch.argwhere, Tensor.argwhere):
-        return True
-    if func in REPEATED:
-        return len(_tensors_in(args, kwargs)) > 1
-    if func not in DISTINCT or len(args) > 1:
-        return False
-    return not any(v not in (None, False) for name, v in kwargs.items() if name != "sorted")
-
-
-def _picked_by_mask(func: Any, args: tuple[Any, ...]) -> bool:
-    return (
-        func in INDEXED and isinstance(args[1], Tensor) and args[1].dtype == torch.bool and args[1].ndim > 0
-    )
 
 
 def _small(traced: Tensor, least: int = 1) -> bool:

@@ -105,7 +105,7 @@ def following_fields(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lists(config: Any) -> dict[str, list[Any]]:
-    """Every field that is a list of whole numbers, or of lists of them."""
+    """Every field, but for those of configs within, that is a list of whole numbers, or of lists of them."""
     return {
         name: value
         for name, value in config.to_dict().items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -112,10 +113,17 @@ def open_stored(module: nn.Module, aliases: Mapping[str, str], checkpoint: Check
 
 
 def few_numbers(module: nn.Module, checkpoint: Checkpoint, most: int) -> dict[str, Tensor]:
-    """The buffers that a checkpoint holds, those of at most so many numbers: they may tell a path."""
-    on_disk = disk_names(module, checkpoint.entries)
-    small = {n: b for n, b in module.named_buffers() if n in on_disk and b.numel() <= most}
-    return {name: checkpoint.read(on_disk[name]).to(buffer.dtype) for name, buffer in small.items()}
+    """The buffers that a checkpoint holds, those of at most so many numbers: they may tell a path. What it
+    holds in another shape, or as no numbers, is left out: whoever needs it says so."""
+    saved = module.state_dict().keys()
+    checkpoint = checkpoint.rooted(saved)
+    on_disk, found = disk_names(module, checkpoint.entries), {}
+    for name, buffer in module.named_buffers():
+        small = name in saved and name in on_disk and buffer.numel() <= most
+        if small and checkpoint.entries[on_disk[name]].shape == tuple(buffer.shape):
+            with contextlib.suppress(CheckpointError):
+                found[name] = checkpoint.read(on_disk[name]).to(buffer.dtype)
+    return found
 
 
 def _preferred(module: nn.Module, aliases: Mapping[str, str], on_disk: Mapping[str, str]) -> dict[str, str]:

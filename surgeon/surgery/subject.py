@@ -174,7 +174,10 @@ def _grown_class(
     config = build_config(source.config, changes)
     module, buffers = build_meta(config, source.model_class, changes, apart=subject.apart)
     led = subject.anatomy.captured.led
-    same = {name: b for name, b in subject.stored.items() if b.shape == buffers[name].shape}
+    stored = subject.stored
+    same = {
+        name: stored[name] for name in stored.keys() & buffers if stored[name].shape == buffers[name].shape
+    }
     try:
         graph = capture_class(module, subject.module, subject.known, subject.supply, {**buffers, **same}, led)
     except ModelError as error:

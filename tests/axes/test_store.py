@@ -72,15 +72,6 @@ def test_axes_counted_in_different_orders_are_none() -> None:
     assert set(caught.value.dims) == {0, 1}
 
 
-def test_what_two_divisions_have_in_common_is_one_dim_before_they_part() -> None:
-    store = Store()
-    a, b = store.fresh(4), store.fresh(6)
-    with pytest.raises(AxisConflict, match="counted in different orders"):
-        store.unify((*store.fresh(3), *a), (*store.fresh(2), *b))
-    (_, low), (_, tail) = store.resolve(a), store.resolve(b)
-    assert low == tail and store.factor_size(low) == 2
-
-
 @given(SHAPES, SHAPES, st.booleans())
 def test_unify_is_symmetric(left: Shape, right: Shape, pinned: bool) -> None:
     def run(swap: bool) -> tuple[bool, list[int], tuple[bool, ...]]:

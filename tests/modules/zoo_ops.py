@@ -259,15 +259,17 @@ EDGES = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0, 2], [1, 2, 3, 4, 5, 6, 0, 3, 3]])
 
 
 class Involved(nn.Module):
-    """Li et al. 2021: a kernel for each place, here of what stands there and around it in two streams."""
+    """Li et al. 2021: a kernel for each place, here of what stands there and around it; of two streams one is
+    a sum over channels, and larger by as many as there are."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+        self.stem, self.body = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1)
         self.kernel, self.head = nn.Conv2d(10, 9, 1), nn.Linear(10, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat((self.first(x), self.second(x).tanh()), 1)
+        x = self.stem(x)
+        x = torch.cat((self.body(x).tanh(), x.sum(1, keepdim=True).expand(-1, 4, -1, -1)), 1)
         around = F.unfold(x, 3, padding=1).unflatten(1, (10, 9))
         mixed = (around * self.kernel(x).flatten(2)[:, None]).sum(2) + around[:, :, 4] - around[:, :, 0]
         return self.head(mixed.mean(-1))
@@ -275,7 +277,7 @@ class Involved(nn.Module):
 
 ZOO: Mapping[str, Exhibit] = {
     "involved": Exhibit(
-        Involved, lambda: (torch.randn(2, 3, 5, 5),), (("first.weight", 0), ("second.weight", 0))
+        Involved, lambda: (torch.randn(2, 3, 5, 5),), (("stem.weight", 0), ("body.weight", 0))
     ),
     "cells": Exhibit(
         Cells, lambda: (torch.randn(2, 2, 5),), (("first.weight_hh", 1), ("second.weight_hh", 1))
