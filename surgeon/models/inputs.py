@@ -7,7 +7,7 @@ asked which it runs on, without data. No class is known by name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -28,20 +28,26 @@ from surgeon.models.pictures import (
     runs_on,
     table_of,
 )
+from surgeon.models.stated import (
+    FRAMES,
+    SEQUENCE,
+    configs_in,
+    picture_shape,
+    picture_shapes,
+    sound_shapes,
+    spectrogram_shapes,
+    stated,
+    text_config,
+)
 
 Way = Callable[[torch.Generator], dict[str, Any]]
 
-BATCH, SEQUENCE = 3, 7  # of the inputs that graphs are traced with and the proof runs on
-IMAGE_SIZE = 64  # where the config names none: the class takes any
-FRAMES = 48  # of a spectrogram whose length the class leaves open
-STACKED = (1, 2, 4)  # frames of a spectrogram that make one step
-BINS = (80, 128)  # frequencies of a spectrogram, where the config states none
+BATCH = 3  # of the inputs that graphs are traced with and the proof runs on
 BOX = 1000  # what the corners of words on a page are counted in
 FLAT = "flattened_patches"  # what classes call patches that begin with their places
 HIGH, WIDE = 2, 3  # of a picture of these
 FRACTIONS = "in fractions"  # of the page: how else they may be
 CHARACTERS = range(32, 127)  # code points, for a class that reads characters and states no vocabulary
-SAMPLES = 3840  # of a sound, where the config tells no convolutions: whole frames of 5, 10, 20 and 80 ms
 
 
 def real_inputs(module: nn.Module, seed: int, pictures: bool = True) -> dict[str, Any]:
@@ -88,7 +94,7 @@ def _given(module: nn.Module, names: Sequence[str], way: Way, seed: int, picture
 def _among_words(
     module: Any, inputs: Mapping[str, Any], generator: torch.Generator
 ) -> dict[str, Tensor] | str:
-    pixels = torch.randn((BATCH, *_picture(module.config)), generator=generator)
+    pixels = torch.randn((BATCH, *picture_shape(module.config)), generator=generator)
     return pictures_among_words(module, pixels, inputs, generator)
 
 
@@ -164,7 +170,7 @@ def _ways(config: Any, accepted: Mapping[str, inspect.Parameter], names: Sequenc
     shapes = {n: SHAPES[n](config) for n in names if n in SHAPES}
     if "input_values" in shapes:
         plain = shapes["input_values"]
-        apart = [(_stated(config, "audio_channels") or 1, *shape) for shape in plain]
+        apart = [(stated(config, "audio_channels") or 1, *shape) for shape in plain]
         shapes["input_values"] = [*apart, *plain] if channels else [*plain, *apart]
     mask = accepted.get("input_features_mask") if "input_features" in shapes else None
     masked = (False,) if mask is None else (True,) if needs(mask) else (False, True)
@@ -282,7 +288,7 @@ def _boxes(config: Any, words: Tensor, whole: bool, generator: torch.Generator) 
     or in fractions of the page."""
     if not whole:
         return torch.rand((*words.shape, 2, 2), generator=generator).sort(2).values.flatten(2)
-    most = min(BOX, (_stated(config, "max_2d_position_embeddings") or BOX + 1) - 1)
+    most = min(BOX, (stated(config, "max_2d_position_embeddings") or BOX + 1) - 1)
     corners = torch.randint(most + 1, (*words.shape, 2, 2), generator=generator)
     return corners.sort(2).values.flatten(2)
 
@@ -290,9 +296,9 @@ def _boxes(config: Any, words: Tensor, whole: bool, generator: torch.Generator) 
 def _patches(config: Any, generator: torch.Generator) -> dict[str, Tensor]:
     """Pictures cut into patches, each laid in a row; how many stand beside and above each other, and which
     of the rows hold any: not all do, and the pictures are not alike."""
-    count, size = _stated(config, "num_patches"), _stated(config, "patch_size")
+    count, size = stated(config, "num_patches"), stated(config, "patch_size")
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    channels = _stated(config, "num_channels") or 3
+    channels = stated(config, "num_channels") or 3
     high = [1 + n for n in range(BATCH)]
     wide = [count // (h + 1) for h in high]
     held = torch.arange(count) < torch.tensor([h * w for h, w in zip(high, wide, strict=True)])[:, None]
@@ -305,7 +311,7 @@ def _patches(config: Any, generator: torch.Generator) -> dict[str, Tensor]:
 
 def _flattened(config: Any, generator: torch.Generator) -> dict[str, Any]:
     """Pictures as patches, each a row of numbers behind its place: which row and column, from one on."""
-    numbers = _stated(config, "patch_embed_hidden_size")
+    numbers = stated(config, "patch_embed_hidden_size")
     places = torch.cartesian_prod(torch.arange(1, HIGH + 1), torch.arange(1, WIDE + 1))
     pixels = torch.randn((BATCH, len(places), numbers), generator=generator)
     return {FLAT: torch.cat([places.expand(BATCH, -1, -1).to(pixels.dtype), pixels], 2)}
@@ -313,12 +319,12 @@ def _flattened(config: Any, generator: torch.Generator) -> dict[str, Any]:
 
 def _ordinary_ids(config: Any) -> Tensor:
     """The ids of the vocabulary that the config gives no special meaning, such as padding."""
-    text = _text(config)
-    if not any(hasattr(part, "vocab_size") for part in (text, config)) and not _stated(config, "vocab_size"):
+    text = text_config(config)
+    if not any(hasattr(part, "vocab_size") for part in (text, config)) and not stated(config, "vocab_size"):
         return torch.tensor(CHARACTERS)
-    size = _stated(text, "vocab_size") or _stated(config, "vocab_size") or 0
+    size = stated(text, "vocab_size") or stated(config, "vocab_size") or 0
     ordinary = torch.ones(size, dtype=torch.bool)
-    for field, value in (item for part in _parts(config) for item in part.to_dict().items()):
+    for field, value in (item for part in configs_in(config) for item in part.to_dict().items()):
         if field.endswith(("_token_id", "_token_ids", "_token_index")):
             ids = value if isinstance(value, (list, tuple)) else [value]
             for number in ids:
@@ -327,82 +333,11 @@ def _ordinary_ids(config: Any) -> Tensor:
     return ordinary.nonzero().flatten() if ordinary.any() else torch.arange(len(ordinary))
 
 
-def _text(config: Any) -> Any:
-    """The config of the part that reads ids: of two that do, the encoder's."""
-    try:
-        return config.get_text_config()
-    except ValueError:  # of a class that asks to be told which
-        return config.get_text_config(encoder=True)
-
-
-def _parts(config: Any) -> Iterator[Any]:
-    """A config and those within it; those nearest to it go first."""
-    places = [config]
-    while places:
-        yield from places
-        places = [v for place in places for v in vars(place).values() if hasattr(v, "to_dict")]
-
-
-def _stated(config: Any, *fields: str) -> Any:
-    """The first of the fields that the config, or else one of those within it, gives a value."""
-    values = (getattr(part, field, None) for part in _parts(config) for field in fields)
-    return next((value for value in values if value is not None), None)
-
-
-def _picture(config: Any) -> tuple[int, ...]:
-    """Channels, height and width; of a film the number of pictures first."""
-    return _pictures(config)[0]
-
-
-def _pictures(config: Any) -> list[tuple[int, ...]]:
-    """A picture or film; a larger one where the config states no size; and a pair."""
-    stated = _stated(config, "image_size", "input_size")
-    size = stated or IMAGE_SIZE
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    ratios = getattr(config, "scaled_images_ratios", None)
-    if ratios:  # patches are cut of the picture made smaller, too: at least one of the smallest
-        height = width = max(height, int(config.patch_size / min(ratios)))
-    channels = _stated(config, "num_channels", "in_channels", "in_chans") or 3
-    frames = _stated(config, "num_frames", "frames_per_clip")
-    if hasattr(config, "audio_samples_per_frame"):  # frames are those of a film with sound, not of pictures
-        frames = None
-    film = [frames] if frames else []
-    larger = [] if stated else [(*film, channels, 2 * height, 2 * width)]
-    return [(*film, channels, height, width), *larger, (2, channels, height, width)]
-
-
-def _sound(config: Any) -> list[tuple[int, ...]]:
-    """As many samples as make SEQUENCE steps of the convolutions that read them; for a model that reads
-    spectrograms, its steps and frequencies."""
-    kernels, strides = _stated(config, "conv_kernel"), _stated(config, "conv_stride")
-    bins = _stated(config, "num_mel_bins")
-    if kernels and strides:
-        samples = SEQUENCE
-        for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
-            samples = (samples - 1) * stride + kernel
-        return [(samples,)]
-    if bins is not None:
-        return [(_stated(config, "max_length") or FRAMES, bins)]
-    return [(SAMPLES,)]
-
-
-def _spectrogram(config: Any) -> list[tuple[int, ...]]:
-    """Frequencies and steps where the config states how many positions there are, two steps each; else
-    steps and frequencies, or the other way round, or as a picture of one channel; some classes stack frames
-    by a number of their own."""
-    bins, positions = _stated(config, "num_mel_bins"), _stated(config, "max_source_positions")
-    if bins is not None and positions is not None:
-        return [(bins, 2 * positions)]
-    stated = bins or _stated(config, "input_feat_per_channel", "feature_projection_input_dim")
-    several = [stated * frames for frames in STACKED] if stated else list(BINS)
-    return [shape for n in several for shape in ((FRAMES, n), (n, FRAMES), (1, FRAMES, n))]
-
-
 SHAPES: Mapping[str, Callable[[Any], list[tuple[int, ...]]]] = {
-    "pixel_values": _pictures,
-    "pixel_values_videos": _pictures,
-    "input_values": _sound,
-    "input_features": _spectrogram,
+    "pixel_values": picture_shapes,
+    "pixel_values_videos": picture_shapes,
+    "input_values": sound_shapes,
+    "input_features": spectrogram_shapes,
 }
 """By the name of an input that is made of random numbers: the shapes one example may have."""
 

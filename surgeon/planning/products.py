@@ -14,7 +14,7 @@ from torch import fx
 from surgeon.axes.store import Axis
 from surgeon.graph import signatures
 from surgeon.graph.calls import Axes, Call
-from surgeon.graph.kinds import einsum_names
+from surgeon.graph.einsums import einsum_names
 from surgeon.graph.spatial import convolution_parts, is_transposed
 from surgeon.planning.cells import Cellwise
 from surgeon.planning.scales import Cells, Conflict, as_cells, zeros

@@ -12,8 +12,8 @@ from torch import fx
 from surgeon.errors import PlanError, fail
 from surgeon.graph import signatures
 from surgeon.graph.calls import Call, Origin, Value
+from surgeon.graph.einsums import einsum_names
 from surgeon.graph.inference import Anatomy
-from surgeon.graph.kinds import einsum_names
 from surgeon.graph.places import op_name, place_of
 from surgeon.graph.spatial import is_transposed
 from surgeon.language.syntax import Expansion, Recipe

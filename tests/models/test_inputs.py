@@ -16,8 +16,9 @@ from versions import CLASSES_OF_5_24
 
 from surgeon.errors import ModelError
 from surgeon.language import builtin_rules
-from surgeon.models.inputs import BATCH, SEQUENCE, blind_to, pictured, real_inputs
+from surgeon.models.inputs import BATCH, blind_to, pictured, real_inputs
 from surgeon.models.native import build_meta
+from surgeon.models.stated import SEQUENCE
 from surgeon.surgery.tracing import first_captured, taken_for_granted
 
 KNOWN = frozenset(name for rule in builtin_rules() for name in rule.names)

@@ -16,7 +16,7 @@ from torch import nn
 from versions import CLASSES_OF_5_24
 
 from surgeon.errors import ModelError, fail
-from surgeon.models.inputs import BATCH, SEQUENCE, real_inputs, words
+from surgeon.models.inputs import BATCH, real_inputs, words
 from surgeon.models.layout import disk_names
 from surgeon.models.native import (
     build_config,
@@ -27,6 +27,7 @@ from surgeon.models.native import (
     own_name,
     reason,
 )
+from surgeon.models.stated import SEQUENCE
 from surgeon.models.supply import Supply
 from surgeon.surgery.folder import _write_config
 
