@@ -238,11 +238,13 @@ def examine(group: str, model_type: str, name: str, ways: tuple[str, ...]) -> di
         elif "alone" in ways:  # the exact check is enough: the folder is of the kind that stock has judged
             row["alone"] = {d: grow((d,), Path(place) / d, verify="sample") for d in TOGETHER}
         if "ties" in ways:
-            row["otherwise"] = _otherwise(model_type, name, Path(place), not row["tied"], judged_as)
+            row["otherwise"] = _otherwise(model_type, name, Path(place), not row["tied"], judged_as, inputs)
     return row
 
 
-def _otherwise(model_type: str, name: str, place: Path, tied: bool, judged_as: Any) -> dict[str, Any] | None:
+def _otherwise(
+    model_type: str, name: str, place: Path, tied: bool, judged_as: Any, inputs: Any
+) -> dict[str, Any] | None:
     """The same class with embeddings tied if they were not, and the other way round; None where it has no
     such choice."""
     folder = place / "otherwise"
@@ -251,7 +253,7 @@ def _otherwise(model_type: str, name: str, place: Path, tied: bool, judged_as: A
             return None
     except Exception:  # it refuses: no choice
         return None
-    return attempt(folder, TOGETHER, place / "otherwise-grown", judged_as=judged_as)
+    return attempt(folder, TOGETHER, place / "otherwise-grown", inputs=inputs, judged_as=judged_as)
 
 
 def run(group: str, out: Path, only: list[str], jobs: int, ways: tuple[str, ...]) -> None:
