@@ -348,10 +348,8 @@ def decided(config: Any) -> Inputs:
 
 def coded_picture(config: Any) -> Inputs:
     """Words, some of them masked; a picture, which of its patches are masked, and the same for its codes."""
-    words, side = (
-        torch.randint(5, config.text_config.vocab_size, (BATCH, STEPS)),
-        config.image_config.image_size,
-    )
+    words = torch.randint(5, config.text_config.vocab_size, (BATCH, STEPS))
+    side = config.image_config.image_size
     patches = side // config.image_config.patch_size
     return {
         "input_ids": words,
@@ -366,16 +364,9 @@ def coded_picture(config: Any) -> Inputs:
 def masked_units(config: Any) -> Inputs:
     """A picture, and what decides which of its units are left out."""
     height, width = config.image_size
-    units = [
-        side // (stride * unit)
-        for side, stride, unit in zip(
-            (height, width), config.patch_stride, config.masked_unit_size, strict=True
-        )
-    ]
-    return {
-        "pixel_values": torch.randn(BATCH, 3, height, width),
-        "noise": torch.rand(BATCH, units[0] * units[1]),
-    }
+    (down, across), (high, wide) = config.patch_stride, config.masked_unit_size
+    units = height // (down * high) * (width // (across * wide))
+    return {"pixel_values": torch.randn(BATCH, 3, height, width), "noise": torch.rand(BATCH, units)}
 
 
 def masked_film(config: Any) -> Inputs:

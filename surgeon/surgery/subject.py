@@ -174,10 +174,7 @@ def _grown_class(
     config = build_config(source.config, changes)
     module, buffers = build_meta(config, source.model_class, changes, apart=subject.apart)
     led = subject.anatomy.captured.led
-    stored = subject.stored
-    same = {
-        name: stored[name] for name in stored.keys() & buffers if stored[name].shape == buffers[name].shape
-    }
+    same = {n: b for n, b in subject.stored.items() if n in buffers and b.shape == buffers[n].shape}
     try:
         graph = capture_class(module, subject.module, subject.known, subject.supply, {**buffers, **same}, led)
     except ModelError as error:

@@ -173,10 +173,7 @@ def _coexecuted(pair: Pair, device: torch.device, watched: frozenset[str]) -> Co
             if node.op == "placeholder" and isinstance(left.values[node.name], Weight):
                 error, count = _parameter_error(node, left, right, pair)
             elif plan.anatomy.captured.buffers.get(node.name) in pair.held_buffers or node.name in drawn:
-                error, count = (
-                    0.0,
-                    0,
-                )  # judged by what reads it, if anything does
+                error, count = 0.0, 0  # judged by what reads it, if anything does
             else:
                 error, count = _error(node, left, right, plan)
             checked += count

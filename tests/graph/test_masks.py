@@ -123,11 +123,8 @@ class Numbered(nn.Module):
     """One number at as many places as there are, of whatever type it is."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        first, counts, seen = (
-            x.flatten().repeat(4)[:180].clone(),
-            torch.ones(180, device=x.device).long(),
-            ~mask,
-        )
+        first, seen = x.flatten().repeat(4)[:180].clone(), ~mask
+        counts = torch.ones(180, device=x.device).long()
         first[mask] = 0.0
         counts[mask], counts[~mask] = 2.5, torch.full((1,), 7, device=x.device)
         seen[mask] = 3
