@@ -36,7 +36,7 @@ RIGHT: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "S210",
-        r"if (?:duration_labels\.sum\(\) == 0|keypoints\.shape\[2\] == 0|torch\.stack\(structure_ids_list|torch\.any\(early_stopped)",
+        r"if (?:duration_labels\.sum|torch\.stack\(structure_ids_list|torch\.any\(early_stopped)",
         "how many rows there are, or when it ends, is told by the weights",
     ),
     (
